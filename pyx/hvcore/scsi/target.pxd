@@ -1,0 +1,61 @@
+# The SCSI engine without a bus (storvsp.md sections 5 to 11). It decodes a CDB into a plan; the caller does the media
+# access the plan asks for, on whatever memory the request named, and hands the disk's status back.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from hvcore.disk.ops cimport Backend, DiskRef
+
+cdef enum ScsiAction:
+    SCSI_DONE = 0                # the plan holds the answer: data[0 .. data_length), statuses, sense
+    SCSI_READ = 1                # media -> guest memory: offset, length
+    SCSI_WRITE = 2               # guest memory -> media; then flush when `fua`
+    SCSI_FLUSH = 3
+    SCSI_VERIFY = 4              # range is checked; nothing to transfer
+    SCSI_PARAMETERS = 5          # copy data_length bytes of the request's buffer once, then call scsi_parameters
+    SCSI_TRIM = 6                # discard extents[0 .. extent_count)
+
+cdef enum:
+    SCSI_DATA_MAX = 2056         # REPORT LUNS of 256 LUNs
+    SCSI_SENSE_MAX = 20
+
+ctypedef struct ScsiUnit:
+    DiskRef *disk
+    uint8_t id[16]               # of VPD 83
+    uint8_t serial[64]           # ASCII; serial_length 0: no VPD 80
+    uint32_t serial_length
+    uint32_t max_transfer        # bytes
+    bint strict_alloc            # storvsp.md 5.8
+    uint32_t unit_attention      # ASC << 8 | ASCQ of the pending one (section 11), 0 none; taken by atomic exchange
+
+ctypedef struct ScsiPlan:
+    int action                   # ScsiAction
+    bint fua
+    bint data_to_guest           # direction of data[] for SCSI_DONE
+    uint64_t offset              # bytes on the disk
+    uint32_t length              # bytes to move
+    # the answer, filled by scsi_plan (SCSI_DONE) or scsi_finish
+    uint8_t srb_status
+    uint8_t scsi_status
+    uint8_t sense_length         # 0: no sense
+    uint8_t sense[20]
+    uint32_t data_length         # bytes moved, or bytes in data
+    uint8_t data[2056]
+
+# cdb: 16 bytes, those beyond the CDB's length zero. buffer_length: bytes of the request's data buffer. data_in: the SRB's
+# byte (0 = from the guest, else to the guest, 2 = none). Never touches the disk's media.
+cdef void scsi_plan(ScsiUnit *unit, const uint8_t *cdb, uint32_t buffer_length, uint8_t data_in, ScsiPlan *plan) noexcept nogil
+# After the media access that the plan asked for: a DiskStatus.
+cdef void scsi_finish(ScsiUnit *unit, ScsiPlan *plan, int disk_status) noexcept nogil
+# For SCSI_PARAMETERS, with the copied list.
+cdef void scsi_parameters(ScsiUnit *unit, const uint8_t *cdb, const uint8_t *list, uint32_t length, ScsiPlan *plan) noexcept nogil
+# A command to a LUN that does not exist (storvsp.md 7), and REPORT LUNS, which the controller answers for any LUN:
+# luns is a bitmap of 256 bits, lun n at bit n % 8 of byte n / 8.
+cdef void scsi_absent(const uint8_t *cdb, uint8_t lun, uint32_t buffer_length, uint8_t data_in, ScsiPlan *plan) noexcept nogil
+cdef void scsi_report_luns(const uint8_t *luns, const uint8_t *cdb, uint32_t buffer_length, uint8_t data_in, bint strict_alloc,
+                           ScsiPlan *plan) noexcept nogil
+# A plan that answers with CHECK CONDITION: sense key, ASC << 8 | ASCQ, SRB status (0x86, 0x84).
+cdef void scsi_fail(ScsiPlan *plan, uint8_t srb_status, uint8_t key, uint16_t asc) noexcept nogil
+
+cdef class Target:
+    cdef ScsiUnit unit
+    cdef object image            # keeps the backend alive
