@@ -1,0 +1,3 @@
+from hvcore.linux.spin cimport SpinBudget
+
+cdef SpinBudget *spin_budget() noexcept nogil

@@ -1,0 +1,13 @@
+# Where a request is stamped when tracing is on, in the order of its way. `hvcore trace` and `explain` name the hops by
+# the table in hvcore/storage/hops.py.
+
+cdef enum Hop:
+    HOP_RECEIVED = 1             # the VSP took the packet from the ring
+    HOP_WORKER_POSTED = 2        # the VSP handed the request to the IDE emulator
+    HOP_WORKER_STARTED = 3       # the worker took it
+    HOP_MEDIA_ASKED = 4          # the emulator asked for the media
+    HOP_DISK_STARTED = 5         # the storage stack was called
+    HOP_DISK_DONE = 6
+    HOP_MEDIA_GIVEN = 7          # the worker saw the media's answer
+    HOP_WORKER_DONE = 8          # the worker posted ATA status and interrupt
+    HOP_COMPLETED = 9            # the VSP staged the completion

@@ -1,0 +1,107 @@
+# The storage VSP: the host's end of one storvsp channel (storvsp.md). It takes vstor packets from the ring, negotiates, has
+# the SCSI target plan each SRB and gives what needs the medium to an executor; it completes what comes back. It does no
+# media access and no waiting of its own.
+#
+# One thread at a time may call these functions for one Vsp. Nothing of guest memory is read twice.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from hvcore.linux.syscalls cimport iovec
+from hvcore.memory.guest cimport GuestMemory
+from hvcore.metrics.counters cimport Counters
+from hvcore.metrics.trace cimport TraceRing
+from hvcore.scsi.target cimport ScsiPlan, ScsiUnit
+from hvcore.storage.protocol cimport VstorPacket
+from hvcore.vmbus.events cimport EventPage
+from hvcore.vmbus.ring cimport RingView
+
+cdef enum:
+    VSP_LUNS = 64                # units of one controller
+    VSP_PACKET_MAX = 36864       # bytes of the largest packet: 4097 PFNs (16 MiB) and the vstor packet, with room to spare
+    VSP_BUDGET = 64              # packets taken from one channel before others have their turn (VA-8)
+
+    VSP_PUBLISH = 8              # packets after which completions are published while more are waiting
+    VSP_IDENTIFY = 64            # an action beside the ScsiActions: the drive identifies itself, then plan.data is the answer
+
+cdef enum VspState:              # storvsp.md 4.1
+    VSP_BEGIN = 0
+    VSP_QUERY_VERSION = 1
+    VSP_QUERY_PROPERTIES = 2
+    VSP_END_INIT = 3
+    VSP_READY = 4
+
+cdef enum VspFault:              # why a channel is dead (section 13); 0 = it is not
+    VSP_NO_FAULT = 0
+    VSP_FAULT_RING = 1           # indices or a packet descriptor broke a rule
+    VSP_FAULT_PACKET = 2         # packet type, flags or length
+    VSP_FAULT_RANGE = 3          # the GPA-direct header
+    VSP_FAULT_LENGTH = 4         # transfer length beyond the range
+    VSP_FAULT_OPERATION = 5
+
+ctypedef struct VspRequest:
+    VspRequest *next             # in the free list, or in a list of the executor's
+    void *owner                  # the Vsp
+    void *executor_data          # the executor's own
+    ScsiUnit *unit
+    uint64_t transaction_id      # the guest's; opaque, perhaps repeated
+    uint64_t trace_id
+    uint32_t reply_length        # bytes of the completion's payload (storvsp.md 3.3)
+    int status                   # DiskStatus, for an executor that finishes in another thread
+    uint8_t *list                # copy of the parameter list, or NULL
+    int iov_count
+    iovec *iov                   # the guest's pages, after scsi_plan cut to the plan's length
+    VstorPacket packet           # private copy of the request
+    ScsiPlan plan
+
+# Does the media access that request.plan asks for, now or later, and then calls vsp_finish (in the Vsp's thread) exactly
+# once.
+ctypedef void (*VspExecutor)(void *context, VspRequest *request) noexcept nogil
+
+ctypedef struct Vsp:
+    RingView incoming
+    RingView outgoing
+    GuestMemory memory
+    EventPage *events
+    Counters *counters
+    TraceRing *trace
+    VspExecutor execute
+    void *context
+    VspRequest *requests         # `depth` of them, allocated by the owner
+    VspRequest *free
+    uint8_t *buffer              # VSP_PACKET_MAX bytes for the packet at hand
+    ScsiUnit *units[64]
+    uint8_t luns[32]             # bitmap of units
+    uint64_t trace_base          # VM and disk, in the upper bits of each trace id
+    uint64_t sequence
+    int64_t room                 # bytes known to be free in the outgoing ring
+    uint32_t relid
+    uint32_t depth
+    uint32_t in_flight
+    uint32_t iov_max             # buffers of one request
+    uint32_t max_transfer        # bytes
+    uint16_t max_version
+    uint16_t version             # negotiated, 0 before
+    int state                    # VspState
+    int fault                    # VspFault
+    bint strict_alloc
+    bint single_disk             # accelerator channel: addresses are ignored (section 1)
+    bint identify                # INQUIRY goes through the executor, as VSP_IDENTIFY
+    bint open
+    bint staged                  # something to publish in the outgoing ring
+    bint taken                   # something to release in the incoming ring
+    bint starved                 # the outgoing ring has no room: nothing is taken
+
+# The rings are open; starts negotiation anew.
+cdef void vsp_open(Vsp *vsp) noexcept nogil
+# Takes and starts up to VSP_BUDGET packets; their number.
+cdef int vsp_poll(Vsp *vsp) noexcept nogil
+# The media access of a request is done.
+cdef void vsp_finish(VspRequest *request, int disk_status) noexcept nogil
+# The request is lost with what executed it: SRB aborted, 0B/00/00.
+cdef void vsp_abort(VspRequest *request) noexcept nogil
+# Publishes what vsp_poll and vsp_finish left, and signals the guest where the rules ask for it.
+cdef void vsp_publish(Vsp *vsp) noexcept nogil
+# Whether vsp_poll would find something: for spinning, and before and after the ring is unmasked.
+cdef bint vsp_ready(Vsp *vsp) noexcept nogil
+cdef void vsp_mask(Vsp *vsp) noexcept nogil
+cdef bint vsp_unmask(Vsp *vsp) noexcept nogil          # True: there is something to do, do not sleep

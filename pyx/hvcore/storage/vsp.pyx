@@ -1,0 +1,447 @@
+"""The storage VSP (see vsp.pxd; storvsp.md is the source of every rule)."""
+
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from hvcore.disk.ops cimport DISK_OK
+from hvcore.linux.atomics cimport count64
+from hvcore.memory.guest cimport pfn_pointer
+from hvcore.metrics.trace cimport trace_stamp
+from hvcore.scsi.target cimport (
+    SCSI_DONE, SCSI_LIST_MAX, SCSI_PARAMETERS, ScsiPlan, scsi_absent, scsi_fail, scsi_finish, scsi_parameters, scsi_plan,
+    scsi_refuse, scsi_report_luns)
+from hvcore.storage.hops cimport HOP_COMPLETED, HOP_RECEIVED
+from hvcore.storage.protocol cimport (
+    NT_INVALID_DEVICE_STATE, NT_INVALID_PARAMETER, NT_REVISION_MISMATCH, NT_SUCCESS, VSTOR_BEGIN_INITIALIZATION,
+    VSTOR_COMPLETE_IO, VSTOR_CREATE_SUB_CHANNELS, VSTOR_END_INITIALIZATION, VSTOR_EXECUTE_SRB, VSTOR_FCHBA_DATA,
+    VSTOR_PACKET_BYTES, VSTOR_QUERY_PROPERTIES, VSTOR_QUERY_PROTOCOL_VERSION, VSTOR_RESET_ADAPTER, VSTOR_RESET_BUS,
+    VSTOR_RESET_LUN, VSTOR_WIN6, VSTOR_WIN7, VSTOR_WIN8, VSTOR_WIN8_1, VSTOR_WIN10, VstorPacket, VstorScsiRequest,
+    vstor_command, vstor_complete, vstor_packet_bytes, vstor_reply_bytes)
+from hvcore.vmbus.abi cimport (
+    PACKET_COMPLETION, PACKET_COMPLETION_REQUESTED, PACKET_GPA_DIRECT, PACKET_IN_BAND, PACKET_TRAILER, PAGE_SIZE,
+    GpaDirectHeader, GpaRange, PacketDescriptor)
+from hvcore.vmbus.events cimport event_signal_guest
+from hvcore.vmbus.ring cimport (
+    RING_EMPTY, RING_OK, ring_free, ring_mask, ring_poll, ring_publish, ring_put, ring_release, ring_take, ring_unmask,
+    ring_want, ring_want_no_more)
+
+cdef enum:
+    # A completion in the ring: descriptor, vstor packet, trailer (section 14).
+    COMPLETION_BYTES = 16 + 64 + 8
+    HEADER_BYTES = 12            # of a vstor packet (3.1)
+    SRB_BYTES = 48               # the least that EXECUTE_SRB has (section 13)
+
+
+cdef void vsp_open(Vsp *vsp) noexcept nogil:
+    cdef uint32_t i
+    vsp.state = VSP_BEGIN
+    vsp.version = 0
+    vsp.fault = VSP_NO_FAULT
+    vsp.room = 0
+    vsp.in_flight = 0
+    vsp.staged = vsp.taken = vsp.starved = False
+    vsp.free = NULL
+    for i in range(vsp.depth):
+        vsp.requests[i].owner = vsp
+        vsp.requests[i].next = vsp.free
+        vsp.free = &vsp.requests[i]
+    ring_mask(&vsp.incoming)
+    vsp.open = True
+
+
+cdef inline int vsp_fault(Vsp *vsp, int fault) noexcept nogil:
+    """The channel is dead until it is closed (section 13); what is in flight ends in guarded memory, unanswered."""
+    if vsp.fault == VSP_NO_FAULT:
+        vsp.fault = fault
+        count64(&vsp.counters.errors, 1)
+    return -1
+
+
+# Answers.
+
+cdef void vsp_send(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packet, uint32_t length) noexcept nogil:
+    # There is room: vsp_poll takes no packet without it.
+    if ring_put(&vsp.outgoing, PACKET_COMPLETION, 0, transaction_id, NULL, 0, packet, length) != RING_OK:
+        vsp_fault(vsp, VSP_FAULT_RING)
+        return
+    vsp.room -= COMPLETION_BYTES
+    vsp.staged = True
+
+
+cdef void vsp_reply(Vsp *vsp, uint64_t transaction_id, uint32_t length, uint32_t status, const VstorPacket *reply) noexcept nogil:
+    """The completion of anything but an executed SRB. reply: NULL for a union of zeros (3.3)."""
+    cdef VstorPacket packet
+    memset(&packet, 0, sizeof(packet))
+    if reply != NULL:
+        packet = reply[0]
+    packet.operation = VSTOR_COMPLETE_IO
+    packet.flags = 0
+    packet.status = status
+    vsp_send(vsp, transaction_id, &packet, length)
+
+
+cdef void vsp_complete(VspRequest *request) noexcept nogil:
+    cdef Vsp *vsp = <Vsp *> request.owner
+    cdef VstorPacket packet
+    if vsp.open and vsp.fault == VSP_NO_FAULT:
+        vstor_complete(&request.packet, &request.plan, &packet)
+        vsp_send(vsp, request.transaction_id, &packet, request.reply_length)
+        count64(&vsp.counters.hand_overs, 1)
+        count64(&vsp.counters.ring_packets, 1)
+        if request.plan.srb_status != 1:
+            count64(&vsp.counters.errors, 1)
+        trace_stamp(vsp.trace, request.trace_id, request.transaction_id, HOP_COMPLETED, vsp.relid)
+    if request.list != NULL:
+        free(request.list)
+        request.list = NULL
+    request.next = vsp.free
+    vsp.free = request
+    vsp.in_flight -= 1
+
+
+cdef void vsp_scatter(Vsp *vsp, VspRequest *request) noexcept nogil:
+    """plan.data into the guest's pages: never more than the request's buffer holds."""
+    cdef uint32_t left = request.plan.data_length, done = 0, part
+    cdef int i
+    for i in range(request.iov_count):
+        if left == 0:
+            break
+        part = min(left, <uint32_t> request.iov[i].iov_len)
+        memcpy(request.iov[i].iov_base, &request.plan.data[done], part)
+        done += part
+        left -= part
+    count64(&vsp.counters.bytes_copied, done)
+
+
+cdef uint32_t vsp_gather(Vsp *vsp, VspRequest *request, uint8_t *buffer, uint32_t length) noexcept nogil:
+    """Up to `length` bytes of the guest's pages, copied once before they are interpreted (VA-5)."""
+    cdef uint32_t left = length, done = 0, part
+    cdef int i
+    for i in range(request.iov_count):
+        if left == 0:
+            break
+        part = min(left, <uint32_t> request.iov[i].iov_len)
+        memcpy(&buffer[done], request.iov[i].iov_base, part)
+        done += part
+        left -= part
+    count64(&vsp.counters.bytes_copied, done)
+    return done
+
+
+cdef void vsp_finish(VspRequest *request, int disk_status) noexcept nogil:
+    cdef Vsp *vsp = <Vsp *> request.owner
+    if request.plan.action != VSP_IDENTIFY:
+        scsi_finish(request.unit, &request.plan, disk_status)
+    elif disk_status != DISK_OK:
+        scsi_fail(&request.plan, 0x84, 0x04, 0x0000)
+    elif vsp.open and vsp.fault == VSP_NO_FAULT:
+        vsp_scatter(vsp, request)            # the answer that was planned, now that the drive identified itself
+    vsp_complete(request)
+
+
+cdef void vsp_abort(VspRequest *request) noexcept nogil:
+    scsi_fail(&request.plan, 0x82, 0x0B, 0x0000)
+    vsp_complete(request)
+
+
+# Requests.
+
+cdef inline void vsp_cut(VspRequest *request, uint64_t length) noexcept nogil:
+    """Cuts the buffer list to `length` bytes: what the CDB moves may be less than the buffer (5.8)."""
+    cdef int i
+    for i in range(request.iov_count):
+        if length <= request.iov[i].iov_len:
+            request.iov[i].iov_len = length
+            request.iov_count = i + 1 if length else i
+            return
+        length -= request.iov[i].iov_len
+
+
+cdef int vsp_ranges(Vsp *vsp, VspRequest *request, const uint8_t *packet, uint32_t header_length, uint32_t *buffer_length,
+                    bint *reachable) noexcept nogil:
+    """The buffer of a GPA-direct packet as host addresses, adjacent pages merged (2.2). -1: channel fault."""
+    cdef GpaDirectHeader header
+    cdef GpaRange range_
+    cdef uint64_t pfn, needed, present, left, i
+    cdef uint32_t offset, part
+    cdef uint8_t *page
+    cdef iovec *last
+    request.iov_count = 0
+    reachable[0] = True
+    if header_length < 32:                   # no room for one range header (N6, N07 of the negative vectors)
+        return -1
+    memcpy(&header, packet + 16, sizeof(header))
+    memcpy(&range_, packet + 24, sizeof(range_))
+    if header.range_count != 1 or range_.byte_count == 0 or range_.byte_offset >= PAGE_SIZE:
+        return -1
+    if <uint64_t> range_.byte_count + range_.byte_offset + PAGE_SIZE - 1 > 0xffffffffu:
+        return -1
+    needed = (<uint64_t> range_.byte_count + range_.byte_offset + PAGE_SIZE - 1) // PAGE_SIZE
+    present = (header_length - 32) // 8      # a surplus is legal: most Linux kernels send 32 PFNs always
+    if present < needed:
+        return -1
+    buffer_length[0] = range_.byte_count
+    if needed > vsp.iov_max:                 # more than max_transfer allows: answered by the length check
+        reachable[0] = False
+        return 0
+    left = range_.byte_count
+    offset = range_.byte_offset
+    for i in range(needed):
+        memcpy(&pfn, packet + 32 + 8 * i, 8)
+        page = pfn_pointer(&vsp.memory, pfn)
+        if page == NULL:                     # VA-4: fails the request, not the channel
+            reachable[0] = False
+            request.iov_count = 0
+            return 0
+        part = <uint32_t> min(left, <uint64_t> (PAGE_SIZE - offset))
+        last = &request.iov[request.iov_count - 1]
+        if request.iov_count and <uint8_t *> last.iov_base + last.iov_len == page + offset:
+            last.iov_len += part
+        else:
+            request.iov[request.iov_count].iov_base = page + offset
+            request.iov[request.iov_count].iov_len = part
+            request.iov_count += 1
+        left -= part
+        offset = 0
+    return 0
+
+
+cdef void vsp_parameters(Vsp *vsp, VspRequest *request, const uint8_t *cdb, uint32_t length) noexcept nogil:
+    """A command that has a parameter list: the list is copied, then believed. The copy lives as long as the request."""
+    request.list = <uint8_t *> malloc(length + 1)
+    if request.list == NULL:
+        scsi_refuse(&request.plan, 0x05, 0x08)               # busy: no resources (section 10)
+        return
+    length = vsp_gather(vsp, request, request.list, length)
+    scsi_parameters(request.unit, cdb, request.list, length, &request.plan)
+
+
+cdef int vsp_execute(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packet, const uint8_t *ring_packet,
+                     uint32_t header_length, bint direct, uint32_t payload) noexcept nogil:
+    """EXECUTE_SRB, in the order of 5.3. -1: channel fault."""
+    cdef VspRequest *request = vsp.free
+    cdef VstorScsiRequest *srb
+    cdef ScsiPlan *plan = &request.plan
+    cdef uint32_t buffer_length = 0, wanted
+    cdef uint8_t cdb[16]
+    cdef bint reachable = True, address_ok
+    request.packet = packet[0]
+    request.transaction_id = transaction_id
+    request.reply_length = vstor_reply_bytes(payload)
+    request.iov_count = 0
+    if direct and vsp_ranges(vsp, request, ring_packet, header_length, &buffer_length, &reachable) < 0:
+        return vsp_fault(vsp, VSP_FAULT_RANGE)
+    if vsp.state != VSP_READY:               # no I/O, but the descriptor was validated (4.1)
+        vsp_reply(vsp, transaction_id, request.reply_length, NT_INVALID_DEVICE_STATE, NULL)
+        return 0
+    srb = &request.packet.u.scsi
+    wanted = srb.data_transfer_length
+    if wanted > buffer_length:               # also data with an in-band packet (5.3 check 5)
+        return vsp_fault(vsp, VSP_FAULT_LENGTH)
+
+    vsp.free = request.next
+    vsp.in_flight += 1
+    vsp.sequence += 1
+    request.trace_id = vsp.trace_base | vsp.sequence
+    count64(&vsp.counters.requests, 1)
+    count64(&vsp.counters.hand_overs, 1)
+    count64(&vsp.counters.ring_packets, 1)
+    trace_stamp(vsp.trace, request.trace_id, transaction_id, HOP_RECEIVED, vsp.relid)
+
+    plan.action = SCSI_DONE
+    plan.data_length = 0
+    plan.sense_length = 0
+    if not vstor_command(&request.packet, vsp.version, cdb, plan):
+        pass                                 # the plan holds the answer (5.3 checks 3 and 4)
+    elif wanted > vsp.max_transfer or not reachable:
+        scsi_fail(plan, 0x86, 0x05, 0x2400)
+    else:
+        vsp_cut(request, wanted)
+        request.unit = NULL
+        address_ok = vsp.single_disk or (srb.path_id == 0 and srb.target_id == 0)
+        if address_ok and srb.lun < VSP_LUNS:
+            request.unit = vsp.units[srb.lun]
+        if cdb[0] == 0xA0 and address_ok:    # REPORT LUNS is the controller's answer, for any LUN (section 7)
+            scsi_report_luns(vsp.luns, cdb, wanted, srb.data_in, vsp.strict_alloc, plan)
+        elif request.unit == NULL:
+            scsi_absent(cdb, srb.lun, wanted, srb.data_in, plan)
+        else:
+            scsi_plan(request.unit, cdb, wanted, srb.data_in, plan)
+            if plan.action == SCSI_PARAMETERS:
+                vsp_parameters(vsp, request, cdb, min(wanted, <uint32_t> SCSI_LIST_MAX))
+        if plan.action == SCSI_DONE and vsp.identify and cdb[0] == 0x12 and plan.srb_status == 1:
+            plan.action = VSP_IDENTIFY
+        elif plan.action != SCSI_DONE:
+            vsp_cut(request, plan.buffer_length)
+        if plan.action != SCSI_DONE:
+            vsp.execute(vsp.context, request)
+            return 0
+        if plan.data_to_guest:
+            vsp_scatter(vsp, request)
+    vsp_complete(request)
+    return 0
+
+
+cdef int vsp_negotiate(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packet, uint32_t length) noexcept nogil:
+    """Everything but EXECUTE_SRB: the state machine of 4.1. -1: channel fault."""
+    cdef uint32_t operation = packet.operation
+    cdef uint32_t status = NT_INVALID_DEVICE_STATE
+    cdef uint32_t reply_length = vstor_reply_bytes(length)
+    cdef VstorPacket reply
+    memset(&reply, 0, sizeof(reply))
+    if operation == VSTOR_BEGIN_INITIALIZATION:
+        if vsp.state == VSP_BEGIN:
+            vsp.state = VSP_QUERY_VERSION
+            status = NT_SUCCESS
+    elif operation == VSTOR_QUERY_PROTOCOL_VERSION:
+        if length < 16:                      # a length is a multiple of 8: the two fields end at 16
+            return vsp_fault(vsp, VSP_FAULT_PACKET)
+        if vsp.state == VSP_QUERY_VERSION:
+            reply.u.version.version = packet.u.version.version
+            if (packet.u.version.version in (VSTOR_WIN6, VSTOR_WIN7, VSTOR_WIN8, VSTOR_WIN8_1, VSTOR_WIN10)
+                    and packet.u.version.version <= vsp.max_version):
+                vsp.version = packet.u.version.version
+                vsp.state = VSP_QUERY_PROPERTIES
+                status = NT_SUCCESS
+            else:
+                status = NT_REVISION_MISMATCH
+    elif operation == VSTOR_QUERY_PROPERTIES:
+        if vsp.state == VSP_QUERY_PROPERTIES:
+            reply.u.properties.max_transfer_bytes = vsp.max_transfer
+            vsp.state = VSP_END_INIT
+            status = NT_SUCCESS
+    elif operation == VSTOR_END_INITIALIZATION:
+        if vsp.state == VSP_END_INIT:
+            vsp.state = VSP_READY
+            status = NT_SUCCESS
+    elif operation == VSTOR_CREATE_SUB_CHANNELS:
+        if length < 16:
+            return vsp_fault(vsp, VSP_FAULT_PACKET)
+        if vsp.state == VSP_READY or (vsp.state == VSP_END_INIT and vsp.version >= VSTOR_WIN8):
+            # This controller offers no sub-channels: none may be asked for, and none is a success (4.1).
+            status = NT_SUCCESS if packet.u.sub_channel_count == 0 else NT_INVALID_PARAMETER
+    elif operation in (VSTOR_RESET_LUN, VSTOR_RESET_ADAPTER, VSTOR_RESET_BUS):
+        if vsp.state == VSP_READY:           # success at once, what is in flight runs on (section 12)
+            status = NT_SUCCESS
+    elif operation != VSTOR_FCHBA_DATA:      # on a SCSI channel that one is only the wrong state
+        return vsp_fault(vsp, VSP_FAULT_OPERATION)
+    vsp_reply(vsp, transaction_id, reply_length, status, &reply)
+    return 0
+
+
+cdef int vsp_packet(Vsp *vsp, uint32_t length) noexcept nogil:
+    """One packet in vsp.buffer, its descriptor validated by the ring. -1: channel fault."""
+    cdef PacketDescriptor descriptor
+    cdef VstorPacket packet
+    cdef uint32_t payload
+    cdef bint direct
+    memcpy(&descriptor, vsp.buffer, sizeof(descriptor))
+    direct = descriptor.type == PACKET_GPA_DIRECT
+    if not direct and descriptor.type != PACKET_IN_BAND:
+        return vsp_fault(vsp, VSP_FAULT_PACKET)              # completions and transfer pages (4.1)
+    if not descriptor.flags & PACKET_COMPLETION_REQUESTED:   # no transaction to answer (2.4)
+        return vsp_fault(vsp, VSP_FAULT_PACKET)
+    payload = length - 8 * <uint32_t> descriptor.data_offset8
+    if payload < HEADER_BYTES:
+        return vsp_fault(vsp, VSP_FAULT_PACKET)
+    memset(&packet, 0, sizeof(packet))                       # a short packet leaves zeros, not what was there before
+    memcpy(&packet, vsp.buffer + 8 * <uint32_t> descriptor.data_offset8, min(payload, <uint32_t> VSTOR_PACKET_BYTES))
+    if packet.operation != VSTOR_EXECUTE_SRB:
+        return vsp_negotiate(vsp, descriptor.transaction_id, &packet, payload)
+    if payload < SRB_BYTES:
+        return vsp_fault(vsp, VSP_FAULT_PACKET)
+    return vsp_execute(vsp, descriptor.transaction_id, &packet, vsp.buffer, 8 * <uint32_t> descriptor.data_offset8, direct,
+                       payload)
+
+
+cdef bint vsp_has_room(Vsp *vsp) noexcept nogil:
+    """Whether every request in flight and one more can be answered (section 14). A fault is room: nothing is answered."""
+    cdef int64_t needed = <int64_t> COMPLETION_BYTES * (vsp.in_flight + 1)
+    cdef int status
+    if vsp.room > needed:
+        return True
+    vsp.room = ring_free(&vsp.outgoing)
+    if vsp.room > needed:
+        return True
+    status = ring_want(&vsp.outgoing, <uint32_t> needed) if vsp.room >= 0 else -1
+    if status == 0:
+        vsp.starved = True
+        return False
+    if status < 0:
+        vsp_fault(vsp, VSP_FAULT_RING)
+        return False
+    vsp.room = ring_free(&vsp.outgoing)
+    return True
+
+
+cdef int vsp_poll(Vsp *vsp) noexcept nogil:
+    cdef uint32_t length
+    cdef int taken = 0, status
+    if not vsp.open or vsp.fault != VSP_NO_FAULT:
+        return 0
+    while taken < VSP_BUDGET:
+        if vsp.free == NULL or not ring_poll(&vsp.incoming):
+            break
+        if not vsp_has_room(vsp):
+            break
+        if vsp.starved:
+            vsp.starved = False
+            ring_want_no_more(&vsp.outgoing)
+        status = ring_take(&vsp.incoming, vsp.buffer, VSP_PACKET_MAX, &length)
+        if status == RING_EMPTY:
+            break
+        if status != RING_OK:
+            vsp_fault(vsp, VSP_FAULT_RING)
+            break
+        taken += 1
+        vsp.taken = True
+        if vsp_packet(vsp, length) < 0:
+            break
+        if taken % VSP_PUBLISH == 0:         # both sides work at once, rather than in turns of a whole batch
+            vsp_publish(vsp)
+    return taken
+
+
+cdef void vsp_publish(Vsp *vsp) noexcept nogil:
+    cdef int status
+    if not vsp.open or vsp.fault != VSP_NO_FAULT:
+        return
+    if vsp.taken:
+        vsp.taken = False
+        status = ring_release(&vsp.incoming)
+        if status < 0:
+            vsp_fault(vsp, VSP_FAULT_RING)
+            return
+        if status and event_signal_guest(vsp.events, vsp.relid):
+            count64(&vsp.counters.doorbells, 1)
+    if vsp.staged:
+        vsp.staged = False
+        status = ring_publish(&vsp.outgoing)
+        if status < 0:
+            vsp_fault(vsp, VSP_FAULT_RING)
+        elif status and event_signal_guest(vsp.events, vsp.relid):
+            count64(&vsp.counters.doorbells, 1)
+
+
+cdef bint vsp_ready(Vsp *vsp) noexcept nogil:
+    if not vsp.open or vsp.fault != VSP_NO_FAULT or vsp.free == NULL:
+        return False
+    if vsp.starved:
+        return ring_free(&vsp.outgoing) > <int64_t> COMPLETION_BYTES * (vsp.in_flight + 1)
+    return ring_poll(&vsp.incoming)
+
+
+cdef void vsp_mask(Vsp *vsp) noexcept nogil:
+    if vsp.open and vsp.fault == VSP_NO_FAULT:
+        ring_mask(&vsp.incoming)
+
+
+cdef bint vsp_unmask(Vsp *vsp) noexcept nogil:
+    cdef int status
+    if not vsp.open or vsp.fault != VSP_NO_FAULT:
+        return False
+    status = ring_unmask(&vsp.incoming)
+    if status < 0:
+        vsp_fault(vsp, VSP_FAULT_RING)
+        return False
+    return vsp_ready(vsp)
