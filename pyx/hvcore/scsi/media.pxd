@@ -1,0 +1,17 @@
+# Media access that is more than one call of the disk: comparing, and repeating one block. Blocking.
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from hvcore.disk.ops cimport DiskRef
+from hvcore.linux.syscalls cimport iovec
+
+cdef enum:
+    MEDIA_MISCOMPARE = 1         # beside the DiskStatus values, which are <= 0
+
+# Compares the medium with the first buffer_length bytes of iov, repeated over `length`. buffer_length is `length` or one
+# block. DISK_OK, MEDIA_MISCOMPARE, or what the read failed with.
+cdef int media_compare(const DiskRef *disk, uint64_t offset, uint32_t length, const iovec *iov, int count,
+                       uint32_t buffer_length) noexcept nogil
+# Writes the block that iov begins with, or zeros when buffer_length is 0, over the whole range.
+cdef int media_write_same(const DiskRef *disk, uint64_t offset, uint32_t length, const iovec *iov, int count,
+                          uint32_t buffer_length) noexcept nogil
