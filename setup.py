@@ -14,7 +14,7 @@ MODULES = {
     "vmbus": [],
     "disk": ["ops", "ram"],
     "scsi": ["inquiry", "media", "mode", "target"],
-    "storage": [],
+    "storage": ["protocol"],
     "ide": [],
     "dispatch": [],
 }

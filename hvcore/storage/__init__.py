@@ -1,0 +1,1 @@
+"""Synthetic storage over VMBus: vstor packets, VSP and VSC."""

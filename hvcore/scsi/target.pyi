@@ -1,0 +1,37 @@
+from collections.abc import Iterable
+from typing import Any, final
+
+from hvcore.scsi.result import ScsiResult
+
+@final
+class Target:
+    def __new__(
+        cls,
+        image: Any,
+        *,
+        id: bytes | bytearray | memoryview | None = None,
+        serial: str | None = None,
+        max_transfer: int = 0,
+        strict_alloc: bool = True,
+        discard: bool = True,
+    ) -> Target: ...
+    @property
+    def image(self) -> Any: ...
+    @property
+    def id(self) -> bytes: ...
+    @property
+    def serial(self) -> str: ...
+    def raise_unit_attention(self, asc: int, ascq: int) -> None: ...
+    def execute(
+        self,
+        cdb: bytes | bytearray | memoryview,
+        data_out: bytes | bytearray | memoryview = b"",
+        allocation: int = 0,
+        *,
+        disk_status: int = 0,
+    ) -> ScsiResult: ...
+
+def report_luns(
+    luns: Iterable[int], cdb: bytes | bytearray | memoryview, allocation: int, *, strict_alloc: bool = True
+) -> ScsiResult: ...
+def absent(cdb: bytes | bytearray | memoryview, lun: int, allocation: int = 0) -> ScsiResult: ...
