@@ -10,13 +10,13 @@ from setuptools import Extension, setup
 MODULES = {
     "linux": [],
     "memory": ["region"],
-    "metrics": [],
+    "metrics": ["counters", "histogram", "trace"],
     "vmbus": [],
     "disk": ["ops", "ram"],
     "scsi": ["inquiry", "media", "mode", "target"],
     "storage": ["protocol"],
     "ide": [],
-    "dispatch": [],
+    "dispatch": ["floor"],
 }
 
 FLAVOR = os.environ.get("HVCORE_FLAVOR", "release")

@@ -1,0 +1,265 @@
+"""The floor program: what it reads, and that no server outlives its client, whatever ends it."""
+
+import array
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hvcore
+from hvcore.dispatch.floor import MAX_DEPTH, Floor, local_preadv
+from hvcore.errors import HostError, ImageError
+
+BLOCKS = 64
+ENDLESS = bytes(8 * 20_000_000)           # offsets of a run that only its end ends
+
+
+def block(number: int, size: int = 4096) -> bytes:
+    return number.to_bytes(8, "little") * (size // 8)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image"
+    path.write_bytes(b"".join(block(number + 1) for number in range(BLOCKS)))
+    return path
+
+
+def offsets(*numbers: int, size: int = 4096) -> array.array[int]:
+    return array.array("Q", [number * size for number in numbers])
+
+
+def endless() -> memoryview:
+    return memoryview(ENDLESS).cast("Q")
+
+
+@pytest.fixture
+def descriptors() -> Iterator[None]:
+    """A test that leaves a descriptor open fails."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    yield
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def ends(pidfd: int) -> bool:
+    """Waits for the process's end; the limit only turns a hang into a failure."""
+    try:
+        return bool(select.select([pidfd], [], [], 60)[0])
+    finally:
+        os.close(pidfd)
+
+
+@pytest.mark.usefixtures("descriptors")
+@pytest.mark.parametrize("depth", [1, 2, 7, 32, MAX_DEPTH])
+def test_reads_the_blocks(image: Path, depth: int) -> None:
+    numbers = [(7 * i) % BLOCKS for i in range(3 * MAX_DEPTH + 5)]
+    with Floor(image, depth=depth) as floor:
+        for _ in range(2):
+            seconds, histogram = floor.run(offsets(*numbers))
+            assert histogram.count == len(numbers)
+            assert 0 < histogram.min / 1e9 <= histogram.max / 1e9 <= seconds
+        for i in range(2 * len(numbers) - depth, 2 * len(numbers)):
+            assert floor.block(i % depth) == block(numbers[i % len(numbers)] + 1)
+
+
+@pytest.mark.parametrize("size", [512, 4096, 65536])
+def test_block_sizes(image: Path, size: int) -> None:
+    data = image.read_bytes()
+    with Floor(str(image), block_size=size, depth=3) as floor:
+        floor.run(offsets(0, 2, 1, size=size))
+        assert [floor.block(slot) for slot in range(3)] == [data[i * size : (i + 1) * size] for i in (0, 2, 1)]
+
+
+def test_more_than_one_burst(image: Path) -> None:
+    with Floor(image, depth=4) as floor:
+        _, histogram = floor.run(offsets(*[5] * (2 * 65536 + 1)))
+        assert histogram.count == 2 * 65536 + 1
+
+
+def test_empty_run(image: Path) -> None:
+    with Floor(image) as floor:
+        seconds, histogram = floor.run(offsets())
+        assert (seconds, histogram.count) == (0.0, 0)
+        assert local_preadv(image, offsets())[1].count == 0
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_local_preadv(image: Path) -> None:
+    seconds, histogram = local_preadv(image, offsets(*range(BLOCKS)), depth=32)
+    assert histogram.count == BLOCKS
+    assert histogram.sum / 1e9 == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("shape", [(4096, 0), (4096, MAX_DEPTH + 1), (0, 1), (1000, 1), (1 << 25, 1)])
+@pytest.mark.usefixtures("descriptors")
+def test_bad_shape(image: Path, shape: tuple[int, int]) -> None:
+    for call in (lambda: Floor(image, *shape), lambda: local_preadv(image, offsets(0), *shape)):
+        with pytest.raises(ValueError, match="queue depth|block size"):
+            call()
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_bad_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Floor(tmp_path / "absent")
+    (tmp_path / "short").write_bytes(bytes(4095))
+    with pytest.raises(ValueError, match="4095 bytes"):
+        Floor(tmp_path / "short")
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [(array.array("Q", [0, 4096 * (BLOCKS - 1) + 1]), "beyond the file"), (array.array("Q", [2**64 - 1]), "beyond"),
+     (array.array("d", [0.0]), "unsigned 64-bit"), (array.array("I", [0, 0]), "unsigned 64-bit"),
+     (array.array("q", [0]), "unsigned 64-bit"), (bytes(8), "unsigned 64-bit")],
+)  # fmt: skip
+def test_bad_offsets(image: Path, given: array.array[int], fault: str) -> None:
+    with Floor(image) as floor:
+        with pytest.raises(ValueError, match=fault):
+            floor.run(given)
+        assert floor.run(offsets(1))[1].count == 1
+    with pytest.raises(ValueError, match=fault):
+        local_preadv(image, given)
+
+
+def test_file_that_shrank(image: Path) -> None:
+    with Floor(image, depth=4) as floor:
+        os.truncate(image, 4096 * 10)
+        with pytest.raises(ImageError, match=f"ends in the block at {4096 * 10}"):
+            floor.run(offsets(0, 9, 10, 63, 0, 1))
+        assert floor.run(offsets(3))[1].count == 1
+        assert floor.block(6 % 4) == block(4)
+
+
+def test_closed(image: Path) -> None:
+    floor = Floor(image)
+    pidfd = os.pidfd_open(floor.server_pid or 0)
+    floor.close()
+    floor.close()
+    assert ends(pidfd)
+    with pytest.raises(ValueError, match="closed"):
+        floor.run(offsets(0))
+    with pytest.raises(ValueError, match="closed"):
+        floor.block(0)
+
+
+def under_way(floor: Floor, act: int, victim: int) -> threading.Thread:
+    """A thread that sends a signal once the server has begun to read."""
+
+    def wait() -> None:
+        empty = bytes(floor.block_size)
+        while floor.block(0) == empty:
+            pass
+        os.kill(victim, act)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+@pytest.mark.usefixtures("descriptors")
+@pytest.mark.parametrize("depth", [1, 32])
+def test_server_killed(image: Path, depth: int) -> None:
+    floor = Floor(image, depth=depth)
+    thread = under_way(floor, signal.SIGKILL, floor.server_pid or 0)
+    with pytest.raises(HostError, match="ended with code -9"):
+        floor.run(endless())
+    thread.join()
+    with pytest.raises(ValueError, match="closed"):
+        floor.run(offsets(0))
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_server_killed_between_runs(image: Path) -> None:
+    floor = Floor(image)
+    pidfd = os.pidfd_open(floor.server_pid or 0)
+    os.kill(floor.server_pid or 0, signal.SIGKILL)
+    assert ends(pidfd)
+    with pytest.raises(HostError, match="ended with code -9"):
+        floor.run(offsets(0))
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_interrupt_ends_the_server(image: Path) -> None:
+    floor = Floor(image, depth=2)
+    pidfd = os.pidfd_open(floor.server_pid or 0)
+    thread = under_way(floor, signal.SIGINT, os.getpid())
+    with pytest.raises(KeyboardInterrupt):
+        floor.run(endless())
+    thread.join()
+    assert ends(pidfd)
+
+
+def test_close_while_running(image: Path) -> None:
+    floor = Floor(image)
+    refused: list[str] = []
+
+    def wait() -> None:
+        empty = bytes(4096)
+        while floor.block(0) == empty:
+            pass
+        for call in (floor.close, lambda: floor.run(offsets(0))):
+            try:
+                call()
+            except RuntimeError as error:
+                refused.append(str(error))
+        os.kill(floor.server_pid or 0, signal.SIGKILL)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    with pytest.raises(HostError):
+        floor.run(endless())
+    thread.join()
+    assert refused == ["the floor is running in another thread"] * 2
+
+
+CLIENT = """
+import sys, threading
+from hvcore.dispatch.floor import Floor
+floor = Floor(sys.argv[1])
+running = sys.argv[2] == "running"
+if running:
+    offsets = memoryview(bytes(8 * 20_000_000)).cast("Q")
+    threading.Thread(target=floor.run, args=(offsets,), daemon=True).start()
+    while floor.block(0) == bytes(4096):
+        pass
+print(floor.server_pid, flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("state", ["idle", "running"])
+def test_client_killed(image: Path, state: str) -> None:
+    root = str(Path(hvcore.__file__).parent.parent)
+    with subprocess.Popen(
+        [sys.executable, "-c", CLIENT, str(image), state],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+    ) as client:
+        assert client.stdout is not None
+        pidfd = os.pidfd_open(int(client.stdout.readline()))
+        client.kill()
+    assert ends(pidfd)
+
+
+def test_client_forgets_to_close(image: Path) -> None:
+    root = str(Path(hvcore.__file__).parent.parent)
+    code = "import sys; from hvcore.dispatch.floor import Floor; f = Floor(sys.argv[1]); print(f.server_pid, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(image)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+    ) as client:
+        assert client.stdin is not None and client.stdout is not None
+        pidfd = os.pidfd_open(int(client.stdout.readline()))
+        client.stdin.write(b"\n")
+        client.stdin.close()
+        assert client.wait() == 0
+    assert ends(pidfd)
