@@ -1,8 +1,8 @@
 from os import PathLike
 from types import TracebackType
-from typing import final
+from typing import Self, final
 
-from typing_extensions import Buffer, Self
+from typing_extensions import Buffer
 
 from hvcore.metrics.histogram import LatencyHistogram
 
@@ -10,7 +10,13 @@ MAX_DEPTH: int
 
 @final
 class Floor:
-    def __init__(self, path: str | bytes | PathLike[str], block_size: int = 4096, depth: int = 1) -> None: ...
+    def __init__(
+        self,
+        path: str | bytes | PathLike[str],
+        block_size: int = 4096,
+        depth: int = 1,
+        cpus: tuple[int, int] | None = None,
+    ) -> None: ...
     @property
     def block_size(self) -> int: ...
     @property

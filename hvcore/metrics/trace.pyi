@@ -1,6 +1,6 @@
-from typing import NamedTuple, final
+from typing import NamedTuple, Self, final
 
-from typing_extensions import Buffer, Self
+from typing_extensions import Buffer
 
 HEADER_BYTES: int
 EVENT_BYTES: int
@@ -14,6 +14,7 @@ class Event(NamedTuple):
     channel: int
 
 def decode(events: Buffer) -> list[Event]: ...
+
 @final
 class TraceWriter:
     @staticmethod

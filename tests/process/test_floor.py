@@ -17,7 +17,7 @@ from hvcore.dispatch.floor import MAX_DEPTH, Floor, local_preadv
 from hvcore.errors import HostError, ImageError
 
 BLOCKS = 64
-ENDLESS = bytes(8 * 20_000_000)           # offsets of a run that only its end ends
+ENDLESS = bytes(8 * 20_000_000)  # offsets of a run that only its end ends
 
 
 def block(number: int, size: int = 4096) -> bytes:
@@ -31,7 +31,7 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def offsets(*numbers: int, size: int = 4096) -> array.array[int]:
+def offsets(*numbers: int, size: int = 4096) -> "array.array[int]":
     return array.array("Q", [number * size for number in numbers])
 
 
@@ -42,9 +42,9 @@ def endless() -> memoryview:
 @pytest.fixture
 def descriptors() -> Iterator[None]:
     """A test that leaves a descriptor open fails."""
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = sorted(Path("/proc/self/fd").iterdir())
     yield
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
 def ends(pidfd: int) -> bool:
@@ -76,6 +76,22 @@ def test_block_sizes(image: Path, size: int) -> None:
         assert [floor.block(slot) for slot in range(3)] == [data[i * size : (i + 1) * size] for i in (0, 2, 1)]
 
 
+@pytest.mark.parametrize("same", [False, True])
+def test_placement(image: Path, same: bool) -> None:
+    usable = os.sched_getaffinity(0)
+    client, server = min(usable), min(usable) if same else max(usable)
+    with Floor(image, depth=2, cpus=(client, server)) as floor:
+        assert os.sched_getaffinity(floor.server_pid or 0) == {server}
+        assert floor.run(offsets(*range(BLOCKS)))[1].count == BLOCKS
+    assert os.sched_getaffinity(0) == usable
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_placement_refused(image: Path) -> None:
+    with pytest.raises(ValueError, match="this process may use"):
+        Floor(image, cpus=(min(os.sched_getaffinity(0)), 1 << 20))
+
+
 def test_more_than_one_burst(image: Path) -> None:
     with Floor(image, depth=4) as floor:
         _, histogram = floor.run(offsets(*[5] * (2 * 65536 + 1)))
@@ -100,7 +116,7 @@ def test_local_preadv(image: Path) -> None:
 @pytest.mark.usefixtures("descriptors")
 def test_bad_shape(image: Path, shape: tuple[int, int]) -> None:
     for call in (lambda: Floor(image, *shape), lambda: local_preadv(image, offsets(0), *shape)):
-        with pytest.raises(ValueError, match="queue depth|block size"):
+        with pytest.raises(ValueError, match=r"queue depth|block size"):
             call()
 
 
@@ -119,7 +135,7 @@ def test_bad_file(tmp_path: Path) -> None:
      (array.array("d", [0.0]), "unsigned 64-bit"), (array.array("I", [0, 0]), "unsigned 64-bit"),
      (array.array("q", [0]), "unsigned 64-bit"), (bytes(8), "unsigned 64-bit")],
 )  # fmt: skip
-def test_bad_offsets(image: Path, given: array.array[int], fault: str) -> None:
+def test_bad_offsets(image: Path, given: "array.array[int]", fault: str) -> None:
     with Floor(image) as floor:
         with pytest.raises(ValueError, match=fault):
             floor.run(given)
@@ -223,43 +239,40 @@ CLIENT = """
 import sys, threading
 from hvcore.dispatch.floor import Floor
 floor = Floor(sys.argv[1])
-running = sys.argv[2] == "running"
-if running:
+if sys.argv[2] == "running":
     offsets = memoryview(bytes(8 * 20_000_000)).cast("Q")
     threading.Thread(target=floor.run, args=(offsets,), daemon=True).start()
     while floor.block(0) == bytes(4096):
         pass
 print(floor.server_pid, flush=True)
-threading.Event().wait()
+sys.stdin.read()
 """
+
+
+def client(image: Path, state: str) -> "subprocess.Popen[bytes]":
+    root = str(Path(hvcore.__file__).parent.parent)
+    return subprocess.Popen(
+        [sys.executable, "-c", CLIENT, str(image), state],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+    )
 
 
 @pytest.mark.parametrize("state", ["idle", "running"])
 def test_client_killed(image: Path, state: str) -> None:
-    root = str(Path(hvcore.__file__).parent.parent)
-    with subprocess.Popen(
-        [sys.executable, "-c", CLIENT, str(image), state],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": root},
-    ) as client:
-        assert client.stdout is not None
-        pidfd = os.pidfd_open(int(client.stdout.readline()))
-        client.kill()
+    with client(image, state) as process:
+        assert process.stdout is not None
+        pidfd = os.pidfd_open(int(process.stdout.readline()))
+        process.kill()
     assert ends(pidfd)
 
 
-def test_client_forgets_to_close(image: Path) -> None:
-    root = str(Path(hvcore.__file__).parent.parent)
-    code = "import sys; from hvcore.dispatch.floor import Floor; f = Floor(sys.argv[1]); print(f.server_pid, flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(image)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": root},
-    ) as client:
-        assert client.stdin is not None and client.stdout is not None
-        pidfd = os.pidfd_open(int(client.stdout.readline()))
-        client.stdin.write(b"\n")
-        client.stdin.close()
-        assert client.wait() == 0
+@pytest.mark.parametrize("state", ["idle", "running"])
+def test_client_ends_without_close(image: Path, state: str) -> None:
+    with client(image, state) as process:
+        assert process.stdin is not None and process.stdout is not None
+        pidfd = os.pidfd_open(int(process.stdout.readline()))
+        process.stdin.close()
+        assert process.wait() == 0
     assert ends(pidfd)

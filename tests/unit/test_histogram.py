@@ -5,7 +5,7 @@ import pytest
 from hvcore.errors import ProtocolError
 from hvcore.metrics.histogram import LIMIT_NS, LatencyHistogram
 
-HEADER = struct.Struct("<4sI4Q")          # magic, version, count, sum, min, max
+HEADER = struct.Struct("<4sI4Q")  # magic, version, count, sum, min, max
 BUCKETS = 2241
 
 

@@ -66,6 +66,7 @@ MAX_DEPTH = SLOTS
 cdef enum:
     SPINS = 1 << 20                 # fruitless looks at a ring before a look at the world: tens of milliseconds
     YIELDS = 1 << 12                # the same where each look gives the CPU away
+    PATIENCE = 1 << 10              # looks before the CPU is given away once: tens of microseconds
     BURST = 1 << 16                 # requests between two looks for signals
 
 cdef enum Step:
@@ -79,16 +80,19 @@ cdef inline bint await_entry(const FloorEntry *entry, uint64_t position, bint yi
 
     Rings cannot overrun: at most SLOTS requests are on their way, so the entry before this one has been consumed.
     """
-    cdef uint32_t i
-    cdef uint32_t limit = YIELDS if yielding else SPINS
-    for i in range(limit):
+    cdef uint32_t left = YIELDS if yielding else SPINS
+    # Two spinners that the scheduler has put on one CPU would each burn a time slice while the other has work: whoever
+    # waits much longer than a read takes lets the other run.
+    cdef uint32_t patience = 0 if yielding else PATIENCE - 1
+    while left:
         # Acquire: the fields, and for an answer the block that the server read, are visible with the sequence.
         if load_acquire32(&entry.sequence) == <uint32_t> (position + 1):
             return True
-        if yielding:
-            sched_yield()
-        else:
+        left -= 1
+        if left & patience:
             cpu_relax()
+        else:
+            sched_yield()
     return False
 
 
@@ -186,7 +190,7 @@ cdef int take_offsets(object offsets, Py_buffer *view, uint64_t size, uint32_t b
     try:
         if view.itemsize != 8 or view.format == NULL or view.format.lstrip(b"@=<") not in (b"Q", b"L", b"N"):
             raise ValueError("offsets are an array of unsigned 64-bit integers")
-        if <size_t> view.buf % 8:
+        if view.len and <size_t> view.buf % 8:
             raise ValueError("the array of offsets is not aligned to 8 bytes")
         values = <const uint64_t *> view.buf
         count = view.len // 8
@@ -230,23 +234,25 @@ cdef object read_failure(path, uint64_t offset, int64_t result):
 cdef class Floor:
     """A server process that reads blocks of a file into shared memory, and the client's end here.
 
-    run() may be called any number of times, by one thread at a time; between runs the server sleeps. The server ends with
-    close(), with this process, whatever ends it, and with any exception that interrupts a run.
+    run() may be called any number of times, by one thread at a time; between runs the server sleeps. The server ends
+    with close(), with this process, whatever ends it, and with any exception that interrupts a run.
     """
 
     cdef Region region
-    cdef object path, process, link
+    cdef object path, process, link, cpus
     cdef readonly uint32_t block_size, depth
     cdef uint64_t size
     cdef bint running, yielding
     cdef uint64_t position
     cdef uint64_t[256] posted_ns
 
-    def __init__(self, path, block_size=4096, depth=1):
-        """`block_size`: bytes of each request, `depth`: 1 to MAX_DEPTH requests on their way at a time.
+    def __init__(self, path, block_size=4096, depth=1, cpus=None):
+        """`block_size`: bytes of each request; `depth`: 1 to MAX_DEPTH requests on their way at a time; `cpus`: the CPU
+        of the thread in run() and that of the server, or None to leave the placement to the scheduler, which now and
+        then puts both on one CPU.
 
-        OSError when the file cannot be opened, ValueError when it is smaller than a block, HostError when the server does
-        not start.
+        OSError when the file cannot be opened, ValueError when it is smaller than a block or a CPU is not to be had,
+        HostError when the server does not start.
         """
         check_shape(block_size, depth)
         if self.process is not None:
@@ -258,9 +264,15 @@ cdef class Floor:
         try:
             blocks = -(-depth * block_size // 4096) * 4096
             self.region = Region.create(sizeof(FloorRings) + blocks, "hvcore-floor")
-            # Two spinners on one CPU would each burn its time slice while the other has work.
-            self.yielding = len(os.sched_getaffinity(0)) < 2
+            # On one CPU spinning is pointless from the first look on.
+            usable = os.sched_getaffinity(0)
+            if cpus is not None and not usable.issuperset(cpus):
+                raise ValueError(f"CPUs {cpus} are not all of those this process may use: {sorted(usable)}")
+            self.yielding = len(set(cpus if cpus is not None else usable)) < 2
+            self.cpus = cpus
             self.start(fd)
+            if cpus is not None:
+                os.sched_setaffinity(self.process.pid, {cpus[1]})
         except BaseException:
             self.close()
             raise
@@ -321,6 +333,7 @@ cdef class Floor:
         cdef LatencyHistogram histogram = LatencyHistogram.__new__(LatencyHistogram)
         cdef Client run
         cdef uint64_t start_ns
+        usable = os.sched_getaffinity(0)
         self.running = True
         try:
             run.rings = <FloorRings *> self.region.base
@@ -335,8 +348,12 @@ cdef class Floor:
             run.result = self.block_size
             run.histogram = &histogram.data
             try:
+                if self.cpus is not None:
+                    os.sched_setaffinity(0, {self.cpus[0]})
                 self.drive(&run, &start_ns)
             finally:
+                if self.cpus is not None:
+                    os.sched_setaffinity(0, usable)
                 self.running = False
             failed = run.offsets[run.failed - run.begin] if run.result != self.block_size else None
         except BaseException:
@@ -404,8 +421,8 @@ def serve():
                 end = int.from_bytes(message, "little")
                 link.sendall(b"+")
                 with nogil:
-                    step = serve_run(<FloorRings *> region.base, region.base + sizeof(FloorRings), depth, block_size, fd,
-                                     pid, yielding, position, end)
+                    step = serve_run(<FloorRings *> region.base, region.base + sizeof(FloorRings), depth, block_size,
+                                     fd, pid, yielding, position, end)
                 if step == STEP_ORPHANED:
                     return
                 position = end
@@ -419,7 +436,8 @@ cdef int local_advance(int fd, uint8_t *blocks, Client *run) noexcept nogil:
     cdef int64_t result
     while run.answered < run.end:
         position = run.answered
-        result = read_block(fd, blocks + (position % run.depth) * run.block_size, run.block_size, run.offsets[position])
+        result = read_block(
+            fd, blocks + (position % run.depth) * run.block_size, run.block_size, run.offsets[position])
         if result != run.block_size and run.result == run.block_size:
             run.result = result
             run.failed = position

@@ -35,7 +35,7 @@ cdef enum HistogramStatus:
 
 
 cdef inline uint32_t histogram_bucket(uint64_t ns) noexcept nogil:
-    """The bucket of a value up to HISTOGRAM_LIMIT. Below 128 each value has its own; then the width doubles every 64."""
+    """The bucket of a value up to HISTOGRAM_LIMIT. Below 128 each has its own; then the width doubles every 64."""
     if ns < 64:
         return <uint32_t> ns
     cdef uint32_t shift = value_log2(ns) - 6

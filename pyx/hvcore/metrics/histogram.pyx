@@ -154,7 +154,7 @@ cdef class LatencyHistogram:
 
     @staticmethod
     def from_bytes(data):
-        """What to_bytes() made, from a buffer. ProtocolError when it is anything else, or does not agree with itself."""
+        """What to_bytes() made, from a buffer. ProtocolError when it is anything else or contradicts itself."""
         cdef LatencyHistogram self = LatencyHistogram.__new__(LatencyHistogram)
         cdef Py_buffer view
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)

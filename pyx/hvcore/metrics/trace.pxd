@@ -81,7 +81,8 @@ cdef inline void trace_off(TraceRing *ring) noexcept nogil:
     ring.head = 0
 
 
-cdef inline void trace_write(TraceRing *ring, uint64_t trace_id, uint64_t key, uint32_t hop, uint32_t channel) noexcept nogil:
+cdef inline void trace_write(TraceRing *ring, uint64_t trace_id, uint64_t key, uint32_t hop,
+                             uint32_t channel) noexcept nogil:
     cdef TraceEvent *event = &ring.events[ring.head & ring.mask]
     # Orders the last publication of head before the stores below: a reader that sees any word of this event then also
     # sees that head, and knows that the event which was here is being overwritten. A release store alone orders only
@@ -97,7 +98,8 @@ cdef inline void trace_write(TraceRing *ring, uint64_t trace_id, uint64_t key, u
     store_release64(&ring.header.head, ring.head)
 
 
-cdef inline void trace_stamp(TraceRing *ring, uint64_t trace_id, uint64_t key, uint32_t hop, uint32_t channel) noexcept nogil:
+cdef inline void trace_stamp(TraceRing *ring, uint64_t trace_id, uint64_t key, uint32_t hop,
+                             uint32_t channel) noexcept nogil:
     """Notes that the request passes `hop` now. One load and one branch when tracing is off."""
     if unlikely(load_relaxed32(ring.enabled) != 0):
         trace_write(ring, trace_id, key, hop, channel)
