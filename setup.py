@@ -11,7 +11,7 @@ MODULES = {
     "linux": [],
     "memory": ["region"],
     "metrics": ["counters", "histogram", "trace"],
-    "vmbus": [],
+    "vmbus": ["packet", "ring"],
     "disk": ["ops", "ram"],
     "scsi": ["inquiry", "media", "mode", "target"],
     "storage": ["protocol"],

@@ -4,7 +4,8 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from hvcore.vmbus.abi cimport PacketDescriptor, RingControl
+from hvcore.linux.atomics cimport load_acquire32
+from hvcore.vmbus.abi cimport RingControl
 
 cdef enum RingStatus:
     RING_OK = 0
@@ -27,6 +28,7 @@ ctypedef struct RingView:
     uint32_t published           # own index as last published
     uint32_t peer                # the peer's index as last loaded and validated
     bint dead                    # set with the first RING_CORRUPT; every later call returns RING_CORRUPT
+    const char *fault            # what killed the ring, or NULL
 
 # Setup. `control` points to the control page, `pages[0..size/4096)` to the data pages (consecutive addresses are found
 # and used as `linear`). The writer takes In, the reader Out, from the control page, once, validated (RB-7, 1.1: the host
@@ -45,7 +47,9 @@ cdef int ring_publish(RingView *ring) noexcept nogil
 # Free bytes for packets incl. trailer (RB-10 free_raw) after everything staged, with the peer's index loaded anew; or < 0.
 cdef int64_t ring_free(RingView *ring) noexcept nogil
 # 1.8 writer steps 1, 2: asks for a signal once free_raw exceeds `wanted`; re-checks; returns 1 when there is room for a
-# packet of `wanted` bytes already (the request is then withdrawn), 0 when the writer must wait, or RING_CORRUPT.
+# packet of `wanted` bytes already (the request is then withdrawn), 0 when the writer must wait, RING_TOO_LARGE when no
+# reader could ever free that much (wanted >= S, RB-32), or RING_CORRUPT. Call after ring_publish: the reader cannot free
+# what it cannot see.
 cdef int ring_want(RingView *ring, uint32_t wanted) noexcept nogil
 cdef void ring_want_no_more(RingView *ring) noexcept nogil
 
@@ -58,5 +62,10 @@ cdef int ring_release(RingView *ring) noexcept nogil
 cdef void ring_mask(RingView *ring) noexcept nogil           # 1.7 begin: mask = 1, full fence
 cdef int ring_unmask(RingView *ring) noexcept nogil          # 1.7 end: mask = 0, full fence; 1 = unread data, 0 = empty, or RING_CORRUPT
 cdef int64_t ring_used(RingView *ring) noexcept nogil        # reader: bytes unread; or RING_CORRUPT
-# ring_poll: 1 when the reader has something to read (or the ring is corrupt: take will tell), one acquire load, for spinning.
-cdef int ring_poll(RingView *ring) noexcept nogil
+# Kills the ring for a rule above this module's (a packet header of N6, N7, N12); returns RING_CORRUPT.
+cdef int ring_kill(RingView *ring, const char *fault) noexcept nogil
+
+
+cdef inline bint ring_poll(const RingView *ring) noexcept nogil:
+    """1 when the reader has something to read (or the ring is corrupt: take will tell); one acquire load, for spinning."""
+    return ring.dead or load_acquire32(&ring.control.in_) != ring.index
