@@ -4,7 +4,21 @@ Names are loaded on first use, as in the package above.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hvcore.vmbus.packet import COMPLETION as COMPLETION
+    from hvcore.vmbus.packet import COMPLETION_REQUESTED as COMPLETION_REQUESTED
+    from hvcore.vmbus.packet import GPA_DIRECT as GPA_DIRECT
+    from hvcore.vmbus.packet import IN_BAND as IN_BAND
+    from hvcore.vmbus.packet import TRANSFER_PAGES as TRANSFER_PAGES
+    from hvcore.vmbus.packet import GpaRange as GpaRange
+    from hvcore.vmbus.packet import Packet as Packet
+    from hvcore.vmbus.packet import TransferRange as TransferRange
+    from hvcore.vmbus.packet import decode_packet as decode_packet
+    from hvcore.vmbus.packet import encode_packet as encode_packet
+    from hvcore.vmbus.packet import gpa_direct_header as gpa_direct_header
+    from hvcore.vmbus.ring import Ring as Ring
 
 _EXPORTS = {
     "COMPLETION": "hvcore.vmbus.packet",
