@@ -34,7 +34,6 @@ _EXPORTS = {
     "encode_packet": "hvcore.vmbus.packet",
     "gpa_direct_header": "hvcore.vmbus.packet",
 }
-__all__ = [*_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:

@@ -41,7 +41,7 @@ ctypedef struct TransferPagesView:
 
 
 cdef inline const char *descriptor_fault(const PacketDescriptor *head, bint strict) noexcept nogil:
-    """The rule of vmbus.md 2.2 that a private descriptor breaks, or NULL. `strict`: the host's view of flags and types."""
+    """The rule of vmbus.md 2.2 that a private descriptor breaks, or NULL. `strict`: as a host sees flags and types."""
     if head.length8 < 2:
         return "the packet is shorter than its descriptor"                  # N1
     if head.data_offset8 < 2:
@@ -78,7 +78,7 @@ cdef inline const uint8_t *gpa_range_next(const uint8_t *cursor, GpaRangeView *o
 cdef int gpa_direct_parse(const uint8_t *packet, uint32_t length, GpaDirectView *out) noexcept nogil
 # The same for transfer pages (PK-7); the ranges are compared with the buffer's length by whoever knows the buffer.
 cdef int transfer_pages_parse(const uint8_t *packet, uint32_t length, TransferPagesView *out) noexcept nogil
-# Whether the type-specific header kills the channel: what the ring's descriptor check cannot see (N6, N7, N12), else NULL.
+# What in the type-specific header kills the channel and a check of the descriptor cannot see (N6, N7, N12), or NULL.
 cdef const char *header_fault(const uint8_t *packet, uint32_t length) noexcept nogil
 
 cdef class Packet:

@@ -26,7 +26,7 @@ cdef int gpa_direct_parse(const uint8_t *packet, uint32_t length, GpaDirectView 
     cdef GpaDirectHeader gpa
     cdef GpaRangeHeader item
     cdef uint32_t offset
-    cdef uint32_t done
+    cdef uint32_t _
     cdef uint32_t rest
     cdef uint64_t pfns
     memcpy(&head, packet, sizeof(head))
@@ -44,7 +44,7 @@ cdef int gpa_direct_parse(const uint8_t *packet, uint32_t length, GpaDirectView 
     out.payload_length = length - offset
     # What is left for ranges bounds the loop, whatever count the peer claims.
     rest = offset - <uint32_t> (sizeof(head) + sizeof(gpa))
-    for done in range(gpa.range_count):
+    for _ in range(gpa.range_count):
         if rest < sizeof(item):
             return PACKET_FAILED
         memcpy(&item, packet + offset - rest, sizeof(item))

@@ -135,7 +135,8 @@ cdef int ring_open(RingView *ring, RingControl *control, uint8_t **pages, uint32
     return RING_OK
 
 
-cdef int ring_open_writer(RingView *ring, RingControl *control, uint8_t **pages, uint32_t size, int role) noexcept nogil:
+cdef int ring_open_writer(RingView *ring, RingControl *control, uint8_t **pages, uint32_t size,
+                          int role) noexcept nogil:
     cdef int status = ring_open(ring, control, pages, size, role)
     if status != RING_OK:
         return status
@@ -151,7 +152,8 @@ cdef int ring_open_writer(RingView *ring, RingControl *control, uint8_t **pages,
     return status
 
 
-cdef int ring_open_reader(RingView *ring, RingControl *control, uint8_t **pages, uint32_t size, int role) noexcept nogil:
+cdef int ring_open_reader(RingView *ring, RingControl *control, uint8_t **pages, uint32_t size,
+                          int role) noexcept nogil:
     cdef int status = ring_open(ring, control, pages, size, role)
     if status != RING_OK:
         return status
@@ -276,8 +278,8 @@ cdef int ring_take(RingView *ring, uint8_t *buffer, uint32_t capacity, uint32_t 
     used = index_used(ring.peer, start, ring.size)
     if cython.unlikely(used < 24):
         return ring_kill(ring, "less than the smallest packet is in the ring")
-    # PK-2: the descriptor is loaded once, as two words that the compiler may not load again (atomic), and only this copy
-    # is used from here on.
+    # PK-2: the descriptor is loaded once, as two words that the compiler may not load again (atomic), and only this
+    # copy is used from here on.
     slot = ring_span(ring, start, &room)
     words[0] = load_relaxed64(<const uint64_t *> slot)
     words[1] = load_relaxed64(ring_word(ring, index_advance(start, 8, ring.size)))
@@ -386,7 +388,7 @@ cdef class Ring:
 
     @staticmethod
     def create(buffer, *, pages=None, role="host"):
-        """Formats a ring in a writable buffer and opens it: all pages zero, feature bit set. Arguments as for attach."""
+        """Formats a ring in a writable buffer and opens it: pages zero, feature bit set. Arguments as for attach."""
         cdef Ring self = ring_over(buffer, pages, role)
         cdef uint32_t page
         for page in range(self.size // PAGE_SIZE + 1):
@@ -460,7 +462,8 @@ cdef class Ring:
         """Stages one packet; False when it does not fit now."""
         cdef Py_buffer body
         cdef int status
-        if type > 0xFFFF or flags > 0xFFFF or PyBytes_GET_SIZE(header) % 8 or PyBytes_GET_SIZE(header) > PACKET_MAX_BYTES:
+        cdef Py_ssize_t header_length = PyBytes_GET_SIZE(header)
+        if type > 0xFFFF or flags > 0xFFFF or header_length % 8 or header_length > PACKET_MAX_BYTES:
             raise ValueError("type and flags are 16 bits; a header is a multiple of 8 bytes and fits a packet")
         PyObject_GetBuffer(payload, &body, PyBUF_SIMPLE)
         try:
@@ -468,10 +471,10 @@ cdef class Ring:
                 status = RING_TOO_LARGE
             else:
                 status = ring_put(ring, type, flags, transaction_id, PyBytes_AS_STRING(header),
-                                  <uint32_t> PyBytes_GET_SIZE(header), body.buf, <uint32_t> body.len)
+                                  <uint32_t> header_length, body.buf, <uint32_t> body.len)
             if status == RING_TOO_LARGE:
                 raise ValueError(
-                    f"a packet with {PyBytes_GET_SIZE(header)} + {body.len} bytes can never fit: the ring takes "
+                    f"a packet with {header_length} + {body.len} bytes can never fit: the ring takes "
                     f"{min(<uint32_t> PACKET_MAX_BYTES, self.size - 24)} bytes with the descriptor")
         finally:
             PyBuffer_Release(&body)
@@ -517,7 +520,8 @@ cdef class Ring:
             for item in packets:
                 if isinstance(item, Packet):
                     packet = <Packet> item
-                    fits = self.put(ring, packet.payload, packet.transaction_id, packet.flags, packet.type, packet.header)
+                    fits = self.put(
+                        ring, packet.payload, packet.transaction_id, packet.flags, packet.type, packet.header)
                 else:
                     fits = self.put(ring, item, 0, 0, PACKET_IN_BAND, b"")
                 if not fits:
@@ -582,7 +586,7 @@ cdef class Ring:
 
     @property
     def signal_due(self):
-        """Read and cleared: a receive made the room that a blocked writer waits for; the peer must be signalled (1.8)."""
+        """Read and cleared: a receive made the room that a blocked writer waits for, who must be signalled (1.8)."""
         due = self.due
         self.due = False
         return bool(due)
@@ -632,7 +636,7 @@ cdef class Ring:
         fence_full()
 
     def want(self, uint32_t size):
-        """Asks for a signal once `free` exceeds `size` bytes (1.8): True when it does already, False: wait for a signal.
+        """Asks for a signal once `free` exceeds `size` bytes (1.8): True when it does already, False: wait for one.
 
         For a packet, `size` is 16 + header + payload rounded up to 8, + 8 (RB-31); larger avoids a signal per packet
         (RB-33). ValueError when `size` can never be exceeded (RB-32). Set pending_send_size = 0 after the send.
