@@ -12,7 +12,7 @@ MODULES = {
     "memory": ["region"],
     "metrics": ["counters", "histogram", "trace"],
     "vmbus": ["packet", "ring"],
-    "disk": ["ops", "ram"],
+    "disk": ["ops", "medium", "file", "crc", "vhdx", "ram", "null", "vector"],
     "scsi": ["inquiry", "media", "mode", "target"],
     "storage": ["protocol"],
     "ide": [],

@@ -6,7 +6,7 @@
 # beyond them is touched. A write that failed may have written a part. After a flush returned DISK_OK every write that
 # had completed before the flush began survives a power cut.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from hvcore.linux.syscalls cimport iovec
 
@@ -49,6 +49,20 @@ cdef inline uint64_t iovec_bytes(const iovec *iov, int count) noexcept nogil:
     for i in range(count):
         total += iov[i].iov_len
     return total
+
+
+cdef inline int64_t iovec_span(uint64_t size, uint64_t offset, const iovec *iov, int count) noexcept nogil:
+    """Bytes of the buffers; DISK_RANGE: too many buffers, or more bytes than lie between offset and size."""
+    cdef uint64_t left, total = 0
+    cdef int i
+    if count < 0 or count > DISK_IOV_MAX or offset > size:
+        return DISK_RANGE
+    left = size - offset
+    for i in range(count):
+        if iov[i].iov_len > left - total:
+            return DISK_RANGE
+        total += iov[i].iov_len
+    return <int64_t> total
 
 
 cdef inline int disk_check(const DiskRef *disk, uint64_t offset, uint64_t length) noexcept nogil:

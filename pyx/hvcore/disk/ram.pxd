@@ -1,13 +1,11 @@
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 
-from hvcore.disk.ops cimport Backend, DiskRef
-
+from hvcore.disk.ops cimport Backend
 
 ctypedef struct RamState:
-    uint8_t *bytes
-    DiskRef *ref                 # of the disk that owns the bytes
+    uint8_t *base                # NULL once closed
+    uint64_t size
 
 
 cdef class RamDisk(Backend):
-    cdef RamState ram
-    cdef int release(self) except -1
+    cdef RamState state

@@ -1,98 +1,108 @@
-"""A disk in memory."""
+"""A disk in memory: what the paths cost without a medium, and tests without files."""
 
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from hvcore.disk.ops cimport (
-    DISK_OK, DISK_RANGE, DISK_READ_ONLY, Backend, DiskOps, DiskRef, disk_check, iovec_bytes)
+from hvcore.disk.ops cimport DISK_OK, DISK_RANGE, DISK_WRITE_ERROR, Backend, DiskOps, iovec_span
 from hvcore.linux.syscalls cimport iovec
+
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
     int munmap(void *address, size_t length)
+    int madvise(void *address, size_t length, int advice)
     enum:
         PROT_READ
         PROT_WRITE
         MAP_PRIVATE
         MAP_ANONYMOUS
         MAP_NORESERVE
+        MADV_DONTNEED
     void *MAP_FAILED
 
 
-cdef int ram_read(void *state, uint64_t offset, const iovec *iov, int count, uint32_t flags) noexcept nogil:
-    cdef RamState *ram = <RamState *> state
+cdef int ram_read(void *pointer, uint64_t offset, const iovec *iov, int count, uint32_t flags) noexcept nogil:
+    cdef RamState *state = <RamState *> pointer
+    cdef int64_t total = iovec_span(state.size, offset, iov, count)
     cdef int i
-    if disk_check(ram.ref, offset, iovec_bytes(iov, count)) != DISK_OK:
-        return DISK_RANGE
+    if total <= 0:
+        return <int> total
     for i in range(count):
-        memcpy(iov[i].iov_base, ram.bytes + offset, iov[i].iov_len)
+        memcpy(iov[i].iov_base, state.base + offset, iov[i].iov_len)
         offset += iov[i].iov_len
     return DISK_OK
 
 
-cdef int ram_write(void *state, uint64_t offset, const iovec *iov, int count, uint32_t flags) noexcept nogil:
-    cdef RamState *ram = <RamState *> state
+cdef int ram_write(void *pointer, uint64_t offset, const iovec *iov, int count, uint32_t flags) noexcept nogil:
+    cdef RamState *state = <RamState *> pointer
+    cdef int64_t total = iovec_span(state.size, offset, iov, count)
     cdef int i
-    if ram.ref.read_only:
-        return DISK_READ_ONLY
-    if disk_check(ram.ref, offset, iovec_bytes(iov, count)) != DISK_OK:
-        return DISK_RANGE
+    if total <= 0:
+        return <int> total
     for i in range(count):
-        memcpy(ram.bytes + offset, iov[i].iov_base, iov[i].iov_len)
+        memcpy(state.base + offset, iov[i].iov_base, iov[i].iov_len)
         offset += iov[i].iov_len
     return DISK_OK
 
 
-cdef int ram_flush(void *state) noexcept nogil:
-    return DISK_READ_ONLY if (<RamState *> state).ref.read_only else DISK_OK
-
-
-cdef int ram_trim(void *state, uint64_t offset, uint64_t length) noexcept nogil:
-    cdef RamState *ram = <RamState *> state
-    if ram.ref.read_only:
-        return DISK_READ_ONLY
-    if disk_check(ram.ref, offset, length) != DISK_OK:
-        return DISK_RANGE
-    memset(ram.bytes + offset, 0, length)
+cdef int ram_flush(void *pointer) noexcept nogil:
     return DISK_OK
 
 
-cdef DiskOps OPS = DiskOps(ram_read, ram_write, ram_flush, ram_trim)
+cdef int ram_trim(void *pointer, uint64_t offset, uint64_t length) noexcept nogil:
+    cdef RamState *state = <RamState *> pointer
+    cdef uint64_t end, first, last
+    if offset > state.size or state.size - offset < length:
+        return DISK_RANGE
+    end = offset + length
+    first = (offset + 4095) & ~<uint64_t> 4095
+    last = end & ~<uint64_t> 4095
+    if first >= last:
+        memset(state.base + offset, 0, length)
+        return DISK_OK
+    memset(state.base + offset, 0, first - offset)
+    memset(state.base + last, 0, end - last)
+    # Private anonymous pages that are given back read as zeros.
+    return DISK_WRITE_ERROR if madvise(state.base + first, last - first, MADV_DONTNEED) else DISK_OK
+
+
+cdef DiskOps OPS
+OPS.read = ram_read
+OPS.write = ram_write
+OPS.flush = ram_flush
+OPS.trim = ram_trim
 
 
 @cython.final
 cdef class RamDisk(Backend):
-    """`size` bytes of zeroed memory, gone with close(). Concurrent writes to the same bytes leave either or a mix."""
+    """`size` bytes of memory, zero at first; pages are taken as they are written."""
 
-    def __cinit__(self, uint64_t size, uint32_t sector_size=512, bint read_only=False, physical_sector_size=None):
-        if sector_size not in (512, 4096):
-            raise ValueError(f"sector_size is 512 or 4096, not {sector_size}")
+    def __cinit__(self, uint64_t size, *, uint32_t sector_size=512):
+        cdef void *base
+        if sector_size != 512 and sector_size != 4096:
+            raise ValueError(f"the sector size is 512 or 4096, not {sector_size}")
         if size == 0 or size % sector_size:
-            raise ValueError(f"size is a positive multiple of {sector_size} bytes, not {size}")
-        cdef void *address = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        if address == MAP_FAILED:
-            raise MemoryError(f"no memory for a disk of {size} bytes")
-        self.ram.bytes = <uint8_t *> address
-        self.ram.ref = &self.ref
-        self.ref.state = &self.ram
+            raise ValueError(f"the size is a positive multiple of the sector size {sector_size}, not {size}")
+        base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if base == MAP_FAILED:
+            raise MemoryError(f"cannot map {size} bytes")
+        self.state.base = <uint8_t *> base
+        self.state.size = size
+        self.ref.state = &self.state
         self.ref.size_bytes = size
-        self.ref.sector_size = sector_size
-        self.ref.physical_sector_size = sector_size if physical_sector_size is None else physical_sector_size
-        self.ref.read_only = read_only
+        self.ref.sector_size = self.ref.physical_sector_size = sector_size
         self.ref.can_trim = True
         self.ref.ops = &OPS
-
-    cdef int release(self) except -1:
-        if self.ram.bytes != NULL:
-            munmap(self.ram.bytes, self.ref.size_bytes)
-            self.ram.bytes = NULL
-        return 0
 
     def close(self):
         """Gives the memory back. Idempotent; no call may be running."""
         Backend.close(self)
-        self.release()
+        if self.state.base != NULL:
+            munmap(self.state.base, self.state.size)
+            self.state.base = NULL
 
     def __dealloc__(self):
-        self.release()
+        if self.state.base != NULL:
+            munmap(self.state.base, self.state.size)
+            self.state.base = NULL

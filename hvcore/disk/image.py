@@ -1,0 +1,219 @@
+"""Opening image files: recognise, lock, judge, and hand out the backend that reads them."""
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import UUID
+
+from hvcore.disk.file import FileDisk
+from hvcore.disk.footer import COOKIE, FIXED, FOOTER_BYTES, TYPES, Footer, judge_fixed, parse
+from hvcore.disk.layout import SIGNATURE, read_layout
+from hvcore.disk.locks import in_use, lock_image
+from hvcore.disk.ops import Backend
+from hvcore.disk.vhdx import VhdxDisk
+from hvcore.errors import ImageError
+
+FORMATS = ("raw", "vhd", "vhdx")
+BLKROGET, BLKGETSIZE64 = 0x125E, 0x80081272
+UNRECOGNISED = 'the format is not recognised: neither a VHDX nor a VHD; name format="raw" to open it as a raw image'
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What an image says of itself. Sizes are bytes.
+
+    type: "fixed" or "dynamic", None for raw. block_size: None where there are no blocks. parent: None, as differencing
+    disks are not supported. notes: damage that could be worked around.
+    """
+
+    path: str
+    format: str
+    type: str | None
+    size: int
+    file_size: int
+    sector_size: int
+    physical_sector_size: int
+    block_size: int | None = None
+    disk_id: UUID | None = None
+    parent: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def open_image(
+    path: str | os.PathLike[str], *, mode: str = "r", format: str | None = None, sector_size: int | None = None
+) -> Backend:
+    """Opens a disk image; mode "r" or "r+" (reading and writing).
+
+    format: "raw", "vhd" (fixed) or "vhdx" (fixed and dynamic, mode "r" only); None recognises VHD and VHDX by content
+    and refuses anything else, as whoever writes into a raw disk decides what it looks like (disk-formats.md 16).
+    sector_size: 512 (default) or 4096, raw only. The image is locked (hvcore.disk.locks) until close().
+
+    ImageError, one line with the file's name: it cannot be opened, is in use, is damaged, or of an unsupported kind.
+    ValueError: the arguments make no sense.
+    """
+    return open_described(path, mode=mode, format=format, sector_size=sector_size)[0]
+
+
+def open_described(
+    path: str | os.PathLike[str], *, mode: str = "r", format: str | None = None, sector_size: int | None = None
+) -> tuple[FileDisk | VhdxDisk, ImageInfo]:
+    """As open_image; also what the image says of itself."""
+    if mode not in ("r", "r+"):
+        raise ValueError(f'mode is "r" or "r+", not {mode!r}')
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"format is one of {', '.join(FORMATS)}, not {format!r}")
+    if sector_size is not None and format != "raw":
+        raise ValueError('sector_size can be chosen for format="raw" only')
+    if sector_size not in (None, 512, 4096):
+        raise ValueError(f"sector_size is 512 or 4096, not {sector_size}")
+    name = os.fspath(path)
+    try:
+        fd = open_file(name, mode == "r+")
+        try:
+            disk, info = open_locked(fd, mode == "r+", format, sector_size or 512)
+        except BaseException:
+            os.close(fd)
+            raise
+    except ImageError as error:
+        raise named(name, str(error), error.errno) from None
+    except OSError as error:
+        raise named(name, os.strerror(error.errno or errno.EIO).lower(), error.errno) from None
+    return disk, replace(info, path=name)
+
+
+def named(path: str, fault: str, code: int | None) -> ImageError:
+    error = ImageError(f"{path}: {fault}")
+    error.errno = code
+    return error
+
+
+def open_file(path: str, write: bool) -> int:
+    """Opens a regular file or block device. Anything else is refused unopened: opening may have effects of its own."""
+    mode = Path(path).stat().st_mode
+    judge_kind(mode)
+    flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+    if write and stat.S_ISBLK(mode):
+        flags |= os.O_EXCL  # refused while it is mounted
+    try:
+        fd = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise in_use(write) from None
+        raise
+    try:
+        judge_kind(os.fstat(fd).st_mode)  # the name may have changed hands since stat
+        os.set_blocking(fd, True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def judge_kind(mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise ImageError("a directory, not an image file")
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise ImageError("neither a regular file nor a block device")
+
+
+def measure(fd: int, write: bool) -> int:
+    """The size of a file or block device in bytes."""
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode):
+        return status.st_size
+    if write and struct.unpack("i", fcntl.ioctl(fd, BLKROGET, bytes(4)))[0]:
+        raise ImageError("the block device is read-only")
+    return int(struct.unpack("Q", fcntl.ioctl(fd, BLKGETSIZE64, bytes(8)))[0])
+
+
+def open_locked(fd: int, write: bool, format: str | None, sector_size: int) -> tuple[FileDisk | VhdxDisk, ImageInfo]:
+    lock_image(fd, write=write)
+    # Measured and read under the lock: a writer that keeps locks cannot change them any more.
+    file_size = measure(fd, write)
+    if file_size == 0:
+        raise ImageError("the file is empty")
+    if format is None:
+        format = recognise(fd, file_size)
+    if format == "raw":
+        return open_raw(fd, file_size, write, sector_size)
+    return open_vhd(fd, file_size, write) if format == "vhd" else open_vhdx(fd, file_size, write)
+
+
+def read_footer(fd: int, file_size: int) -> tuple[Footer, int] | None:
+    """The VHD footer at the end and where it begins; tools before 2004 wrote one byte less. None: there is none."""
+    for length in (FOOTER_BYTES, FOOTER_BYTES - 1):
+        if file_size >= length:
+            footer = parse(os.pread(fd, length, file_size - length).ljust(FOOTER_BYTES, b"\0"))
+            if footer is not None:
+                return footer, file_size - length
+    return None
+
+
+def recognise(fd: int, file_size: int) -> str:
+    """The format by content. Where guest data stand is never decided by guest data alone: the first sector of a fixed
+    VHD and the last of a VHDX are the guest's, and a file that could be both is refused."""
+    head = os.pread(fd, FOOTER_BYTES, 0)
+    vhdx = head[:8] == SIGNATURE
+    try:
+        footer = read_footer(fd, file_size)
+    except ImageError:
+        if not vhdx:
+            raise
+        footer = None  # a VHDX that ends in something like a footer, but not in one
+    if vhdx and footer is not None and footer[0].disk_type == FIXED and footer[0].size == footer[1]:
+        raise ImageError("it looks like a VHDX and like a fixed VHD: name the format")
+    if vhdx:
+        return "vhdx"
+    if footer is not None or head[:8] == COOKIE:
+        return "vhd"
+    raise ImageError(UNRECOGNISED)
+
+
+def open_raw(fd: int, file_size: int, write: bool, sector_size: int) -> tuple[FileDisk, ImageInfo]:
+    if file_size % sector_size:
+        raise ImageError(f"its size, {file_size} bytes, is not a multiple of the sector size {sector_size}")
+    disk = FileDisk(fd, file_size, sector_size=sector_size, read_only=not write, can_trim=write)
+    return disk, ImageInfo("", "raw", None, file_size, file_size, sector_size, sector_size)
+
+
+def open_vhd(fd: int, file_size: int, write: bool) -> tuple[FileDisk, ImageInfo]:
+    found = read_footer(fd, file_size)
+    if found is None:
+        # Only dynamic and differencing disks keep a copy at the start; sector 0 of a fixed disk is guest data.
+        with suppress(ImageError):
+            head = parse(os.pread(fd, FOOTER_BYTES, 0).ljust(FOOTER_BYTES, b"\0"))
+            if head is not None and head.disk_type in TYPES:
+                found = head, head.size
+    if found is None:
+        raise ImageError("not a VHD: there is no footer at its end (truncated?)")
+    footer, data_bytes = found
+    judge_fixed(footer, data_bytes)
+    # A fixed disk is allocated for good: its space is never given back.
+    disk = FileDisk(fd, footer.size, read_only=not write, can_trim=False)
+    return disk, ImageInfo("", "vhd", "fixed", footer.size, file_size, 512, 512, disk_id=footer.disk_id)
+
+
+def open_vhdx(fd: int, file_size: int, write: bool) -> tuple[VhdxDisk, ImageInfo]:
+    layout = read_layout(fd, file_size)
+    if write:
+        error = ImageError("writing to a VHDX is not supported yet: open it read-only")
+        error.errno = errno.EROFS
+        raise error
+    info = ImageInfo(
+        "",
+        "vhdx",
+        "fixed" if layout.fixed else "dynamic",
+        layout.size,
+        file_size,
+        layout.sector_size,
+        layout.physical_sector_size,
+        block_size=layout.block_size,
+        disk_id=layout.disk_id,
+        notes=layout.notes,
+    )
+    return VhdxDisk(fd, layout), info
