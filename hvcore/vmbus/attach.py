@@ -1,0 +1,110 @@
+"""Byte layouts of the vmbus-user protocol (docs/vmbus-user.md): handshake, datagrams, event page."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import Struct
+from uuid import UUID
+
+from hvcore.errors import ProtocolError
+from hvcore.vmbus.message import MAX_PAYLOAD
+
+MAGIC = b"VMBUSUSR"
+LAYOUT_VERSION = 1
+EVENT_PAGE_BYTES = 4096
+HOST_TO_GUEST_FLAGS = 0
+GUEST_TO_HOST_FLAGS = 256
+GUEST_SLEEP_WORD = 512
+HOST_SLEEP_WORD = 576
+POST_STATUS = 0xC0000001  # message type of no SynIC message
+
+MESSAGE_HEADER = Struct("<II")  # connection or port id, message type
+MAX_DATAGRAM = MESSAGE_HEADER.size + MAX_PAYLOAD
+
+
+class Refusal(IntEnum):
+    ACCEPTED = 0
+    VERSION = 1
+    MALFORMED = 2
+    NOT_PERMITTED = 3
+    BUSY = 4
+    NOT_RUNNING = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    lowest_version: int = LAYOUT_VERSION
+    highest_version: int = LAYOUT_VERSION
+
+    def encode(self) -> bytes:
+        return _HELLO.pack(MAGIC, self.lowest_version, self.highest_version, 0)
+
+    @classmethod
+    def decode(cls, datagram: bytes) -> "Hello":
+        if len(datagram) != _HELLO.size:
+            raise ProtocolError(f"HELLO of {len(datagram)} bytes, not {_HELLO.size}")
+        magic, lowest, highest, _ = _HELLO.unpack(datagram)
+        if magic != MAGIC or lowest > highest:
+            raise ProtocolError("not a HELLO of vmbus-user")
+        return cls(lowest, highest)
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The host's answer to HELLO; with another status than ACCEPTED only version and status mean something."""
+
+    status: int
+    memory_bytes: int = 0
+    message_rate: int = 0
+    message_burst: int = 0
+    vm_id: UUID = UUID(int=0)
+    vp_count: int = 0
+    event_page_bytes: int = 0
+    version: int = LAYOUT_VERSION
+
+    def encode(self) -> bytes:
+        return _ACCEPT.pack(
+            MAGIC,
+            self.version,
+            0,
+            self.status,
+            self.memory_bytes,
+            self.event_page_bytes,
+            self.vp_count,
+            self.message_rate,
+            self.message_burst,
+            self.vm_id.bytes_le,
+            0,
+        )
+
+    @classmethod
+    def decode(cls, datagram: bytes) -> "Accept":
+        if len(datagram) != _ACCEPT.size:
+            raise ProtocolError(f"ACCEPT of {len(datagram)} bytes, not {_ACCEPT.size}")
+        magic, version, _, status, memory, page, vps, rate, burst, vm_id, _ = _ACCEPT.unpack(datagram)
+        if magic != MAGIC:
+            raise ProtocolError("not an ACCEPT of vmbus-user")
+        return cls(status, memory, rate, burst, UUID(bytes_le=vm_id), vps, page, version)
+
+
+@dataclass(frozen=True, slots=True)
+class PostStatus:
+    """A datagram of the guest that was not taken: hypercall status and the datagram's number, from 1."""
+
+    connection_id: int
+    status: int
+    number: int
+
+    def encode(self) -> bytes:
+        return _STATUS.pack(self.connection_id, self.status, self.number)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> "PostStatus":
+        if len(payload) < _STATUS.size:
+            raise ProtocolError(f"POST STATUS of {len(payload)} bytes, not {_STATUS.size}")
+        return cls(*_STATUS.unpack_from(payload))
+
+
+_HELLO = Struct("<8sHHI")
+_ACCEPT = Struct("<8sHHIQIIII16sQ")
+_STATUS = Struct("<IIQ")
+assert (_HELLO.size, _ACCEPT.size, _STATUS.size) == (16, 64, 16)
