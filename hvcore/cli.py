@@ -1,0 +1,292 @@
+"""The command line. Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted by Ctrl-C."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+
+import typer
+
+from hvcore import __version__
+from hvcore.errors import Error
+from hvcore.report.options import (
+    FORMATS,
+    IDE_MODES,
+    PATHS,
+    SECTOR_SIZES,
+    WORKLOADS,
+    CompareOptions,
+    ExplainOptions,
+    OptionError,
+    paths_option,
+    size_option,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 128 + signal.SIGINT
+
+app = typer.Typer(
+    name="hvcore",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Hyper-V's I/O architecture as Linux processes: one disk request, followed and measured on each path.",
+)
+vhd = typer.Typer(rich_markup_mode=None, help="Disk images: VHD, VHDX and raw files.")
+app.add_typer(vhd, name="vhd")
+
+Image = Annotated[str | None, typer.Argument(help="Disk image; without one a temporary image is made.")]
+Paths = Annotated[str, typer.Option(metavar="LIST", help=f"Comma-separated paths: {', '.join(PATHS)}.")]
+BlockSize = Annotated[str, typer.Option("--bs", metavar="SIZE", help="Bytes of one request: 512, 4k, 64K, 1M.")]
+IdeMode = Annotated[str, typer.Option(metavar="MODE", help=f"How the IDE emulator moves data: {', '.join(IDE_MODES)}.")]
+Format = Annotated[
+    str | None,
+    typer.Option(metavar="FORMAT", help=f"Format of IMAGE where its content does not tell: {', '.join(FORMATS)}."),
+]
+ALL_PATHS = ",".join(PATHS)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def complain(message: object) -> None:
+    """One line on stderr."""
+    print(f"hvcore: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Turns what goes wrong in a command into one line and an exit code; a bug keeps its traceback."""
+    try:
+        yield
+    except OptionError as error:
+        complain(error)
+        raise typer.Exit(USAGE) from None
+    except (Error, OSError, ValueError) as error:
+        complain(str(error) or type(error).__name__)
+        raise typer.Exit(FAILED) from None
+
+
+def emit(text: str) -> None:
+    """Writes to stdout; a reader who closed the pipe early ends the command without a word."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The interpreter flushes once more at exit; that must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
+        raise typer.Exit(FAILED) from None
+
+
+def show(renderable: "RenderableType") -> None:
+    from hvcore.report.table import console
+
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(renderable)
+    emit("\n".join(line.rstrip() for line in captured.get().strip("\n").split("\n")))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        emit(f"hvcore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def compare(
+    image: Image = None,
+    paths: Paths = ALL_PATHS,
+    rw: Annotated[str, typer.Option(metavar="WORKLOAD", help=f"{', '.join(WORKLOADS)}.")] = "randread",
+    bs: BlockSize = "4k",
+    qd: Annotated[int, typer.Option(metavar="N", help="Requests in flight.")] = 1,
+    runtime: Annotated[float, typer.Option(metavar="SECONDS", help="Measured time of each path.")] = 3.0,
+    ide_mode: IdeMode = "dma",
+    format: Format = None,
+    sector_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BYTES", help=f"{' or '.join(map(str, SECTOR_SIZES))}; by default the image's own, else 512."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="A writing workload may destroy IMAGE.")] = False,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Guest memory of the virtual machine.")] = "64M",
+    json: Json = False,
+) -> None:
+    """Measure one workload on every path, side by side."""
+    with reported():
+        options = CompareOptions(
+            image=image,
+            paths=paths_option(paths),
+            rw=rw,
+            block_size=size_option("--bs", bs),
+            queue_depth=qd,
+            seconds=runtime,
+            ide_mode=ide_mode,
+            format=format,
+            sector_size=sector_size,
+            overwrite=overwrite,
+            memory_bytes=size_option("--memory", memory),
+        )
+        from hvcore.report import compare as work
+        from hvcore.report.progress import terminal_progress
+
+        with terminal_progress() as progress:
+            result = work.compare(options, progress)
+        if json:
+            emit(result.to_json())
+        else:
+            from hvcore.report.table import comparison_table
+
+            show(comparison_table(result))
+
+
+@app.command()
+def explain(
+    image: Image = None,
+    paths: Paths = ALL_PATHS,
+    bs: BlockSize = "4k",
+    count: Annotated[int, typer.Option(metavar="N", help="Traced requests on each path.")] = 1000,
+    ide_mode: IdeMode = "dma",
+    format: Format = None,
+    json: Json = False,
+) -> None:
+    """Follow single reads along each path, step by step."""
+    with reported():
+        options = ExplainOptions(
+            image=image,
+            paths=paths_option(paths),
+            block_size=size_option("--bs", bs),
+            count=count,
+            ide_mode=ide_mode,
+            format=format,
+        )
+        from hvcore.report import explain as work
+        from hvcore.report.progress import terminal_progress
+
+        with terminal_progress() as progress:
+            result = work.explain(options, progress)
+        if json:
+            emit(result.to_json())
+        else:
+            from hvcore.report.table import explanation_table
+
+            show(explanation_table(result))
+
+
+@app.command()
+def serve(
+    socket: Annotated[str, typer.Option(metavar="PATH", help="Control socket to listen on.")],
+) -> None:
+    """Run a host in the foreground until it is told to stop."""
+    with reported():
+        from hvcore.partition import daemon
+
+        daemon.serve(socket)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Say what this machine allows and what follows from it."""
+    with reported():
+        from hvcore.report import doctor as work
+
+        checks = work.examine()
+        if json:
+            from hvcore.report.model import dump
+
+            emit(dump(work.to_dict(checks)))
+        else:
+            from hvcore.report.table import checks_table
+
+            show(checks_table(checks))
+        if not work.healthy(checks):
+            raise typer.Exit(FAILED)
+
+
+def _facts(value: Any) -> dict[str, Any]:
+    """A result of hvcore.vhd as plain keys and values."""
+    return dict(value) if isinstance(value, Mapping) else dataclasses.asdict(value)
+
+
+def _show_image(schema: str, value: Any, json: bool) -> None:
+    facts = _facts(value)
+    if json:
+        from hvcore.report.model import dump
+
+        emit(dump({"schema": schema} | facts))
+    else:
+        from hvcore.report.table import facts_table
+
+        show(facts_table(facts))
+
+
+@vhd.command("info")
+def vhd_info(path: Annotated[str, typer.Argument(help="Disk image.")], json: Json = False) -> None:
+    """Say what an image is: format, type, size, blocks, parent."""
+    with reported():
+        from hvcore import vhd as images
+
+        _show_image("hvcore.vhd-info/1", images.info(path), json)
+
+
+@vhd.command("create")
+def vhd_create(
+    path: Annotated[str, typer.Argument(help="File to make; it must not exist.")],
+    size: Annotated[str, typer.Argument(help="Size of the disk: 64M, 10G.")],
+    format: Annotated[str, typer.Option(metavar="FORMAT", help=f"{', '.join(FORMATS)}.")] = "vhdx",
+    type: Annotated[
+        str, typer.Option(metavar="TYPE", help="dynamic: the file grows with its content; or fixed.")
+    ] = "dynamic",
+    json: Json = False,
+) -> None:
+    """Make an empty image."""
+    with reported():
+        if format not in FORMATS:
+            raise OptionError("--format", f"{format!r} is not one of {', '.join(FORMATS)}")
+        if type not in ("dynamic", "fixed"):
+            raise OptionError("--type", f"{type!r} is not one of dynamic, fixed")
+        size_bytes = size_option("SIZE", size)
+        from hvcore import vhd as images
+
+        images.create(path, size_bytes, format=format, type=type)
+        _show_image("hvcore.vhd-info/1", images.info(path), json)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends the command as Ctrl-C does, so that everything it started is put away."""
+    raise SystemExit(128 + number)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code; without arguments it says what commands there are."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _terminate)
+    # A file name of undecodable bytes, or a terminal that knows no "µ", must not break the answer.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    # typer exports no UsageError, and which package holds it depends on typer's version.
+    usage_error = cast("type[Exception]", typer.BadParameter.__mro__[1])
+    try:
+        code: int | None = app(arguments or ["--help"], prog_name="hvcore", standalone_mode=False)
+    except usage_error as error:
+        complain(f"{error.format_message()} (see hvcore --help)")  # type: ignore[attr-defined]
+        return USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    return code or 0

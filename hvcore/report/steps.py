@@ -1,0 +1,57 @@
+"""The numbered steps of each path, as `explain` prints them, and the trace hop that times each."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from hvcore.report.model import Step
+
+
+class StepText(NamedTuple):
+    text: str
+    hop: str
+
+
+class PathSteps(NamedTuple):
+    steps: tuple[StepText, ...]
+    way_back: tuple[StepText, ...]
+
+
+_TO_THE_VSP = (
+    StepText("application asks the child's storage stack", "submit"),
+    StepText("the VSC puts the request on VMBus", "request"),
+    StepText("VMBus delivers it to the VSP", "deliver"),
+)
+_TO_THE_APPLICATION = (
+    StepText("the VSP puts the completion on VMBus", "complete"),
+    StepText("VMBus delivers it to the VSC, the application has its answer", "answer"),
+)
+
+STEPS = {
+    "local": PathSteps((StepText("application asks the storage stack in its own process", "media"),), ()),
+    "synthetic": PathSteps(
+        (*_TO_THE_VSP, StepText("the VSP has the parent's storage stack do it", "media")),
+        _TO_THE_APPLICATION,
+    ),
+    "emulated": PathSteps(
+        (
+            *_TO_THE_VSP,
+            StepText("the VSP hands it to the IDE emulator in the worker, takes the emulated request back", "emulate"),
+            StepText("the VSP has the storage stack do that", "media"),
+        ),
+        (
+            StepText("the emulator takes the data, raises its interrupt and answers the VSP", "emulate_answer"),
+            *_TO_THE_APPLICATION,
+        ),
+    ),
+}
+
+
+def timed_steps(path: str, hops: Mapping[str, tuple[int, int]]) -> tuple[list[Step], list[Step]]:
+    """The steps and the way back of `path` with the (p50, p99) nanoseconds of each hop; a hop that is not in `hops` has
+    none."""
+    forward, back = STEPS[path]
+    numbered = []
+    for number, (text, hop) in enumerate((*forward, *back), start=1):
+        p50, p99 = hops.get(hop, (None, None))
+        numbered.append(Step(number, text, hop, p50, p99))
+    return numbered[: len(forward)], numbered[len(forward) :]
