@@ -1,0 +1,227 @@
+"""The command line as a process: what is printed where, and the exit codes."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.unit.fabricated import COMPARISON, EXPLANATION
+
+# The command line with its workers replaced: each word of FAKE is a statement's name in this table.
+PROGRAM = """
+import os, signal, sys, types
+import hvcore.cli, hvcore.vhd, hvcore.partition
+from hvcore.errors import DiskError, Error, ImageError
+from tests.unit.fabricated import COMPARISON, EXPLANATION
+
+def ready():
+    print("ready", file=sys.stderr, flush=True)
+    signal.pause()
+
+def compare(options, progress):
+    progress("synthetic: measuring", 0.5)
+    {compare}
+    return COMPARISON
+
+def explain(options, progress):
+    print(options, file=sys.stderr)
+    return EXPLANATION
+
+def module(name, **contents):
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(contents)
+
+module("hvcore.report.compare", compare=compare)
+module("hvcore.report.explain", explain=explain)
+module("hvcore.partition.daemon", serve=lambda path: print("serving", path))
+hvcore.vhd.info = lambda path: dict(path=path, format="vhd", size_bytes=1024, parent=None)
+hvcore.vhd.create = lambda path, size, format, type: print("create", path, size, format, type, file=sys.stderr)
+sys.exit(hvcore.cli.main())
+"""
+
+
+def command(*arguments, compare="pass"):
+    return [sys.executable, "-c", PROGRAM.replace("{compare}", compare), *arguments]
+
+
+def run(*arguments, **options):
+    return subprocess.run(command(*arguments, **options), capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["compare", "--bs", "4q"], "--bs"),
+        (["compare", "--bs", "1000"], "--bs"),
+        (["compare", "--paths", "synthetic,none"], "--paths"),
+        (["compare", "--rw", "trim"], "--rw"),
+        (["compare", "--qd", "many"], "--qd"),
+        (["compare", "--qd", "0"], "--qd"),
+        (["compare", "--runtime", "-1"], "--runtime"),
+        (["compare", "--memory", "1"], "--memory"),
+        (["compare", "--ide-mode", "udma"], "--ide-mode"),
+        (["compare", "disk.vhd", "--rw", "write"], "--overwrite"),
+        (["compare", "one", "two"], "two"),
+        (["compare", "--unknown"], "--unknown"),
+        (["explain", "--count", "0"], "--count"),
+        (["explain", "--format", "qcow2"], "--format"),
+        (["serve"], "--socket"),
+        (["vhd"], "command"),
+        (["vhd", "create", "x.vhd"], "size"),
+        (["vhd", "create", "x.vhd", "big"], "SIZE"),
+        (["vhd", "create", "x.vhd", "1M", "--type", "sparse"], "--type"),
+        (["unknown"], "unknown"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_2(arguments, name):
+    result = run(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("hvcore: ") and result.stderr.count("\n") == 1
+    assert name.lower() in result.stderr.lower()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        ("Error('the host is gone')", "the host is gone"),
+        ("ImageError('a.vhdx:\\n the log is torn')", "a.vhdx: the log is torn"),
+        ("DiskError('medium error')", "medium error"),
+        ("open('/nowhere/disk.vhd')", "[Errno 2] No such file or directory: '/nowhere/disk.vhd'"),
+        ("ValueError('disk of 3 bytes')", "disk of 3 bytes"),
+        ("BrokenPipeError(32, 'Broken pipe')", "[Errno 32] Broken pipe"),
+        ("Error()", "Error"),
+    ],
+)
+def test_failed_work_is_one_line_and_exit_1(error, line):
+    result = run("compare", compare=f"raise {error}")
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", f"hvcore: {line}\n")
+
+
+def test_a_bug_keeps_its_traceback():
+    result = run("compare", compare="raise RuntimeError('bug')")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr and "RuntimeError: bug" in result.stderr
+
+
+def test_compare_prints_one_json_object():
+    result = run("compare", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout) == json.loads(COMPARISON.to_json())
+
+
+def test_explain_prints_one_json_object():
+    assert json.loads(run("explain", "--json").stdout) == json.loads(EXPLANATION.to_json())
+
+
+@pytest.mark.parametrize("name", ["compare", "explain"])
+def test_tables_in_a_pipe_are_plain(name):
+    result = run(name)
+    assert result.returncode == 0
+    assert "synthetic" in result.stdout and "\x1b" not in result.stdout
+    assert all(line == line.rstrip() for line in result.stdout.splitlines())
+
+
+def test_compare_hands_over_what_was_asked():
+    arguments = [
+        "disk.vhd",
+        "--paths",
+        "emulated,local",
+        "--rw",
+        "randwrite",
+        "--overwrite",
+        "--bs",
+        "64K",
+        "--qd",
+        "8",
+    ]
+    arguments += ["--runtime", "0.5", "--ide-mode", "pio", "--format", "vhd", "--sector-size", "512", "--memory", "1G"]
+    result = run("compare", *arguments, compare="print(options, file=sys.stderr)")
+    assert result.stderr == (
+        "CompareOptions(image='disk.vhd', paths=('emulated', 'local'), block_size=65536, ide_mode='pio', format='vhd', "
+        "rw='randwrite', queue_depth=8, seconds=0.5, sector_size=512, overwrite=True, memory_bytes=1073741824)\n"
+    )
+
+
+def test_explain_hands_over_what_was_asked():
+    result = run("explain", "--paths", "emulated", "--bs", "512", "--count", "7", "--ide-mode", "pio-string", "--json")
+    assert result.stderr == (
+        "ExplainOptions(image=None, paths=('emulated',), block_size=512, ide_mode='pio-string', format=None, count=7)\n"
+    )
+
+
+def test_serve_hands_over_the_socket():
+    assert run("serve", "--socket", "/run/x").stdout == "serving /run/x\n"
+
+
+def test_vhd_info_and_create():
+    assert json.loads(run("vhd", "info", "a.vhd", "--json").stdout) == {
+        **{"schema": "hvcore.vhd-info/1", "path": "a.vhd", "format": "vhd"},
+        **{"size_bytes": 1024, "parent": None},
+    }
+    result = run("vhd", "create", "a.vhd", "1G", "--format", "vhd", "--type", "fixed")
+    assert result.stderr == "create a.vhd 1073741824 vhd fixed\n"
+    assert ["size", "bytes", "1024"] in [line.split() for line in result.stdout.splitlines()]
+
+
+def test_doctor_answers_here():
+    found = json.loads(run("doctor", "--json").stdout)
+    assert found["schema"] == "hvcore.doctor/1" and found["healthy"]
+    assert "memfd sealing" in run("doctor").stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_names_the_commands(arguments):
+    result = run(*arguments)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert all(name in result.stdout for name in ("compare", "explain", "serve", "doctor", "vhd"))
+
+
+def test_version_and_module():
+    result = subprocess.run([sys.executable, "-m", "hvcore", "--version"], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "hvcore 0.1.0\n", "")
+
+
+def test_reader_who_leaves_early_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        result = subprocess.run(command("compare"), stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(writing)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_work_is_put_away(number, code):
+    work = "exec(\"try:\\n ready()\\nfinally:\\n print('put away', file=sys.stderr)\")"
+    child = subprocess.Popen(command("compare", compare=work), stderr=subprocess.PIPE, text=True)
+    with child:
+        assert child.stderr.readline() == "ready\n"
+        child.send_signal(number)
+        assert child.stderr.read() == "put away\n"
+    assert child.returncode == code
+
+
+def test_unprintable_names_do_not_break_the_answer():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command("compare"), capture_output=True, env=environment, timeout=60)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"synthetic" in result.stdout
+
+
+def test_progress_is_for_terminals():
+    ours, theirs = pty.openpty()
+    try:
+        environment = os.environ | {"TERM": "xterm"}
+        result = subprocess.run(command("compare"), stdout=subprocess.PIPE, stderr=theirs, env=environment, timeout=60)
+        os.close(theirs)
+        shown = os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+    assert result.returncode == 0
+    assert "synthetic: measuring" in shown
+    assert b"measuring" not in result.stdout
