@@ -5,9 +5,9 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 128 + signal.SIGINT
+CREATED_FORMATS = ("vhd", "raw")
 
 app = typer.Typer(
     name="hvcore",
@@ -50,7 +51,7 @@ BlockSize = Annotated[str, typer.Option("--bs", metavar="SIZE", help="Bytes of o
 IdeMode = Annotated[str, typer.Option(metavar="MODE", help=f"How the IDE emulator moves data: {', '.join(IDE_MODES)}.")]
 Format = Annotated[
     str | None,
-    typer.Option(metavar="FORMAT", help=f"Format of IMAGE where its content does not tell: {', '.join(FORMATS)}."),
+    typer.Option(metavar="FORMAT", help=f"Format of the image where its content does not tell: {', '.join(FORMATS)}."),
 ]
 ALL_PATHS = ",".join(PATHS)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -219,17 +220,14 @@ def doctor(json: Json = False) -> None:
             raise typer.Exit(FAILED)
 
 
-def _facts(value: Any) -> dict[str, Any]:
-    """A result of hvcore.vhd as plain keys and values."""
-    return dict(value) if isinstance(value, Mapping) else dataclasses.asdict(value)
+def _show_image(path: str, format: str | None, json: bool) -> None:
+    from hvcore import vhd as images
 
-
-def _show_image(schema: str, value: Any, json: bool) -> None:
-    facts = _facts(value)
+    facts = dataclasses.asdict(images.info(path, format))
     if json:
         from hvcore.report.model import dump
 
-        emit(dump({"schema": schema} | facts))
+        emit(dump({"schema": "hvcore.vhd-info/1"} | facts))
     else:
         from hvcore.report.table import facts_table
 
@@ -237,35 +235,35 @@ def _show_image(schema: str, value: Any, json: bool) -> None:
 
 
 @vhd.command("info")
-def vhd_info(path: Annotated[str, typer.Argument(help="Disk image.")], json: Json = False) -> None:
-    """Say what an image is: format, type, size, blocks, parent."""
+def vhd_info(
+    path: Annotated[str, typer.Argument(help="Disk image.")], format: Format = None, json: Json = False
+) -> None:
+    """Say what an image is: format, type, sizes."""
     with reported():
-        from hvcore import vhd as images
-
-        _show_image("hvcore.vhd-info/1", images.info(path), json)
+        if format is not None and format not in FORMATS:
+            raise OptionError("--format", f"{format!r} is not one of {', '.join(FORMATS)}")
+        _show_image(path, format, json)
 
 
 @vhd.command("create")
 def vhd_create(
     path: Annotated[str, typer.Argument(help="File to make; it must not exist.")],
     size: Annotated[str, typer.Argument(help="Size of the disk: 64M, 10G.")],
-    format: Annotated[str, typer.Option(metavar="FORMAT", help=f"{', '.join(FORMATS)}.")] = "vhdx",
-    type: Annotated[
-        str, typer.Option(metavar="TYPE", help="dynamic: the file grows with its content; or fixed.")
-    ] = "dynamic",
+    format: Annotated[str, typer.Option(metavar="FORMAT", help=f"{' or '.join(CREATED_FORMATS)}.")] = "vhd",
     json: Json = False,
 ) -> None:
-    """Make an empty image."""
+    """Make an image of zeros, fixed in size."""
     with reported():
-        if format not in FORMATS:
-            raise OptionError("--format", f"{format!r} is not one of {', '.join(FORMATS)}")
-        if type not in ("dynamic", "fixed"):
-            raise OptionError("--type", f"{type!r} is not one of dynamic, fixed")
+        if format not in CREATED_FORMATS:
+            raise OptionError("--format", f"{format!r} is not one of {', '.join(CREATED_FORMATS)}")
         size_bytes = size_option("SIZE", size)
         from hvcore import vhd as images
 
-        images.create(path, size_bytes, format=format, type=type)
-        _show_image("hvcore.vhd-info/1", images.info(path), json)
+        try:
+            images.create(path, size_bytes, format=format)
+        except ValueError as error:
+            raise OptionError("SIZE", str(error)) from None
+        _show_image(path, format, json)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -195,6 +195,14 @@ def checks_table(checks: Sequence[Check]) -> RenderableType:
     return table
 
 
+def _value(key: str, value: object) -> str:
+    if value is None or value in ("", (), []):
+        return NONE
+    if isinstance(value, int) and key.endswith("size"):
+        return format_size(value) if value < 1024 else f"{format_size(value)}, {value:,} bytes"
+    return "; ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def facts_table(facts: Mapping[str, object]) -> RenderableType:
-    """Keys and values of one thing, a line each."""
-    return _facts((key.replace("_", " "), NONE if value is None else str(value)) for key, value in facts.items())
+    """Keys and values of one thing, a line each; a whole number whose key ends in "size" is bytes."""
+    return _facts((key.replace("_", " "), _value(key, value)) for key, value in facts.items())

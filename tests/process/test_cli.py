@@ -13,7 +13,7 @@ from tests.unit.fabricated import COMPARISON, EXPLANATION
 
 # The command line with its workers replaced: each word of FAKE is a statement's name in this table.
 PROGRAM = """
-import os, signal, sys, types
+import dataclasses, os, signal, sys, types
 import hvcore.cli, hvcore.vhd, hvcore.partition
 from hvcore.errors import DiskError, Error, ImageError
 from tests.unit.fabricated import COMPARISON, EXPLANATION
@@ -31,6 +31,18 @@ def explain(options, progress):
     print(options, file=sys.stderr)
     return EXPLANATION
 
+@dataclasses.dataclass
+class ImageInfo:
+    path: str
+    format: str
+    file_size: int
+    parent: str
+
+def create(path, size, format):
+    print("create", path, size, format, file=sys.stderr)
+    if size % 512:
+        raise ValueError("no multiple of 512")
+
 def module(name, **contents):
     sys.modules[name] = types.ModuleType(name)
     vars(sys.modules[name]).update(contents)
@@ -38,8 +50,8 @@ def module(name, **contents):
 module("hvcore.report.compare", compare=compare)
 module("hvcore.report.explain", explain=explain)
 module("hvcore.partition.daemon", serve=lambda path: print("serving", path))
-hvcore.vhd.info = lambda path: dict(path=path, format="vhd", size_bytes=1024, parent=None)
-hvcore.vhd.create = lambda path, size, format, type: print("create", path, size, format, type, file=sys.stderr)
+hvcore.vhd.info = lambda path, format: ImageInfo(path, format, 1 << 20, None)
+hvcore.vhd.create = create
 sys.exit(hvcore.cli.main())
 """
 
@@ -73,7 +85,8 @@ def run(*arguments, **options):
         (["vhd"], "command"),
         (["vhd", "create", "x.vhd"], "size"),
         (["vhd", "create", "x.vhd", "big"], "SIZE"),
-        (["vhd", "create", "x.vhd", "1M", "--type", "sparse"], "--type"),
+        (["vhd", "create", "x.vhd", "1M", "--format", "vhdx"], "--format"),
+        (["vhd", "info", "x.vhd", "--format", "qcow2"], "--format"),
         (["unknown"], "unknown"),
     ],
 )
@@ -157,14 +170,21 @@ def test_serve_hands_over_the_socket():
     assert run("serve", "--socket", "/run/x").stdout == "serving /run/x\n"
 
 
-def test_vhd_info_and_create():
-    assert json.loads(run("vhd", "info", "a.vhd", "--json").stdout) == {
+def test_vhd_info():
+    assert json.loads(run("vhd", "info", "a.vhd", "--format", "vhd", "--json").stdout) == {
         **{"schema": "hvcore.vhd-info/1", "path": "a.vhd", "format": "vhd"},
-        **{"size_bytes": 1024, "parent": None},
+        **{"file_size": 1 << 20, "parent": None},
     }
-    result = run("vhd", "create", "a.vhd", "1G", "--format", "vhd", "--type", "fixed")
-    assert result.stderr == "create a.vhd 1073741824 vhd fixed\n"
-    assert ["size", "bytes", "1024"] in [line.split() for line in result.stdout.splitlines()]
+    assert "file size  1 MiB, 1,048,576 bytes\nparent     –\n" in run("vhd", "info", "a.vhd").stdout
+
+
+def test_vhd_create():
+    result = run("vhd", "create", "a.img", "1G", "--format", "raw")
+    assert (result.returncode, result.stderr) == (0, "create a.img 1073741824 raw\n")
+    assert ["format", "raw"] in [line.split() for line in result.stdout.splitlines()]
+    refused = run("vhd", "create", "a.img", "1000")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.endswith("hvcore: SIZE: no multiple of 512\n")
 
 
 def test_doctor_answers_here():

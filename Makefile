@@ -1,0 +1,58 @@
+# The whole developer interface. `make dev` once; then any of the others.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+
+.PHONY: dev build test slow lint format types asan tsan soak bench wheel clean
+
+# An editable install with every tool; PYTHON3=python3.13 chooses another interpreter.
+PYTHON3 ?= python3
+dev:
+	$(PYTHON3) -m venv $(VENV)
+	$(PYTHON) -m pip install "setuptools>=84" "cython>=3.3.1,<3.4"
+	$(PYTHON) -m pip install --no-build-isolation --config-settings editable_mode=compat -e ".[dev]"
+
+# After an edit of a .pyx or .pxd.
+build:
+	$(PYTHON) setup.py build_ext --inplace
+
+test: build
+	$(PYTHON) -m pytest
+
+# The tests that the default run leaves out.
+slow: build
+	$(PYTHON) -m pytest -m slow
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint pyx
+
+format:
+	$(PYTHON) -m ruff format .
+
+types:
+	$(PYTHON) -m mypy --strict
+
+# Memory errors and data races in the compiled core, each with its own build.
+asan:
+	PYTHON=$(CURDIR)/$(PYTHON) tests/race/run_asan.sh
+
+tsan:
+	PYTHON=$(CURDIR)/$(PYTHON) tests/race/run_tsan.sh
+
+# The same for much longer: every test, the slow ones too.
+soak: asan tsan
+	$(PYTHON) -m pytest -m "slow or not slow"
+
+bench: build
+	$(PYTHON) -m pytest bench --benchmark-only
+
+wheel:
+	$(PYTHON) -m build
+
+# All that a build or a test run made; the environment stays.
+clean:
+	rm -rf build dist hvcore.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find hvcore -name '*.so' -delete
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
