@@ -8,15 +8,15 @@ from setuptools import Extension, setup
 
 # Explicit, floor by floor, so that a missing source is an error and never a wheel without extensions.
 MODULES = {
-    "linux": [],
+    "linux": ["cpu"],
     "memory": ["region"],
     "metrics": ["counters", "histogram", "trace"],
     "vmbus": ["packet", "ring"],
     "disk": ["ops", "medium", "file", "crc", "vhdx", "ram", "null", "vector"],
     "scsi": ["inquiry", "media", "mode", "target"],
-    "storage": ["protocol"],
+    "storage": ["protocol", "vsp", "vsc"],
     "ide": [],
-    "dispatch": ["floor"],
+    "dispatch": ["floor", "pool", "synthetic", "load"],
 }
 
 FLAVOR = os.environ.get("HVCORE_FLAVOR", "release")

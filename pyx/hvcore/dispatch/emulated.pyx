@@ -10,7 +10,8 @@ from hvcore.dispatch.handover cimport (
 from hvcore.dispatch.pool cimport pool_submit
 from hvcore.dispatch.synthetic cimport synthetic_execute
 from hvcore.ide.abi cimport ERROR_IDNF, STATUS_BSY, STATUS_DRQ, STATUS_ERR
-from hvcore.ide.driver cimport IDE_DMA, IDE_FLUSH, IDE_IDENTIFY, IDE_PIO_STRING, IDE_READ, IDE_WRITE
+from hvcore.ide.driver cimport (
+    IDE_MODE_DMA, IDE_MODE_PIO_STRING, IDE_REQUEST_FLUSH, IDE_REQUEST_IDENTIFY, IDE_REQUEST_READ, IDE_REQUEST_WRITE)
 from hvcore.linux.atomics cimport count64, exchange32, fence_full, load_acquire32, load_relaxed32, store_release32
 from hvcore.linux.syscalls cimport futex_wake
 from hvcore.metrics.trace cimport trace_stamp
@@ -88,14 +89,14 @@ cdef void emulated_start(EmulatedChannel *channel) noexcept nogil:
     message.sectors = request.plan.length // SECTOR
     message.segment_count = 0
     if request.plan.action == SCSI_READ or request.plan.action == SCSI_WRITE:
-        message.kind = IDE_READ if request.plan.action == SCSI_READ else IDE_WRITE
+        message.kind = IDE_REQUEST_READ if request.plan.action == SCSI_READ else IDE_REQUEST_WRITE
         emulated_segments(vsp, request, message, &even)
-        if disk.mode == IDE_DMA and not even:    # memory that the bus master cannot reach goes through the data port
-            message.mode = IDE_PIO_STRING
+        if disk.mode == IDE_MODE_DMA and not even:    # memory that the bus master cannot reach goes through the data port
+            message.mode = IDE_MODE_PIO_STRING
     elif request.plan.action == VSP_IDENTIFY:
-        message.kind = IDE_IDENTIFY
+        message.kind = IDE_REQUEST_IDENTIFY
     else:
-        message.kind = IDE_FLUSH
+        message.kind = IDE_REQUEST_FLUSH
     channel.state = EMULATED_WORKER
     trace_stamp(vsp.trace, request.trace_id, request.transaction_id, HOP_WORKER_POSTED, vsp.relid)
     emulated_post(channel, HANDOVER_COMMAND)
@@ -125,7 +126,7 @@ cdef void emulated_end(EmulatedChannel *channel, int status) noexcept nogil:
     if status == DISK_OK and request.plan.action == SCSI_WRITE and request.plan.fua and not channel.flushing:
         # LBA28 has no forced write: the write, then a flush before the request is done (storvsp.md 9.6).
         channel.flushing = True
-        channel.shared.request.kind = IDE_FLUSH
+        channel.shared.request.kind = IDE_REQUEST_FLUSH
         emulated_post(channel, HANDOVER_COMMAND)
         return
     channel.flushing = False
@@ -190,11 +191,11 @@ cdef bint emulated_check(EmulatedChannel *channel, const HandOverAnswer *answer)
     cdef uint64_t offset, length
     if answer.drive != disk.drive:
         return False
-    channel.job_flush = answer.kind == IDE_FLUSH
-    channel.job_write = answer.kind == IDE_WRITE
+    channel.job_flush = answer.kind == IDE_REQUEST_FLUSH
+    channel.job_write = answer.kind == IDE_REQUEST_WRITE
     if channel.job_flush:
         return request.plan.action == SCSI_FLUSH or channel.flushing
-    if answer.kind != IDE_READ and answer.kind != IDE_WRITE:
+    if answer.kind != IDE_REQUEST_READ and answer.kind != IDE_REQUEST_WRITE:
         return False
     if request.plan.action != (SCSI_WRITE if channel.job_write else SCSI_READ):
         return False
@@ -211,7 +212,7 @@ cdef bint emulated_check(EmulatedChannel *channel, const HandOverAnswer *answer)
         if not emulated_slice(channel, request, channel.moved, length) or not emulated_same(channel, vsp, answer):
             return False
     else:
-        channel.iov[0].iov_base = channel.shared.pio
+        channel.iov[0].iov_base = channel.shared.pio + answer.drive * HANDOVER_PIO
         channel.iov[0].iov_len = length
         channel.iov_count = 1
     channel.job_offset = offset

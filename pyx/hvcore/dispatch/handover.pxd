@@ -38,7 +38,7 @@ cdef extern from *:
         uint8_t pad1[2048 - sizeof(hv_handover_request)];
         hv_handover_answer answer;
         uint8_t pad2[2048 - sizeof(hv_handover_answer)];
-        uint8_t pio[HV_HANDOVER_PIO];          /* the channel's PIO buffer */
+        uint8_t pio[2 * HV_HANDOVER_PIO];      /* the drives' PIO buffers */
     } hv_handover_channel;
     typedef struct {
         uint32_t worker_sleep;                  /* 1: the worker sleeps on this word as a futex */
@@ -52,7 +52,7 @@ cdef extern from *:
         hv_handover_channel channels[2];
     } hv_handover;
     _Static_assert(offsetof(hv_handover, channels) == 65536, "hand-over memory");
-    _Static_assert(sizeof(hv_handover_channel) == 4096 + HV_HANDOVER_PIO, "hand-over memory");
+    _Static_assert(sizeof(hv_handover_channel) == 4096 + 2 * HV_HANDOVER_PIO, "hand-over memory");
     #endif
     """
     enum:

@@ -113,3 +113,36 @@ cdef class Region:
 
     def __dealloc__(self):
         self.release()
+
+
+@cython.final
+cdef class RegionSlice:
+    """A writable buffer over part of a region. `release()` is called when the last reference and view of it are gone."""
+    cdef readonly Region region
+    cdef readonly size_t offset
+    cdef readonly size_t size
+    cdef object released
+
+    def __cinit__(self, Region region not None, size_t offset, size_t size, released):
+        if region.base == NULL or offset > region.size or region.size - offset < size:
+            raise ValueError("the slice is not within the region")
+        self.region = region
+        self.offset = offset
+        self.size = size
+        self.released = released
+
+    def __len__(self):
+        return self.size
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        if self.region.base == NULL:
+            raise BufferError("the region is closed")
+        PyBuffer_FillInfo(view, self, self.region.base + self.offset, self.size, 0, flags)
+        self.region.exports += 1
+
+    def __releasebuffer__(self, Py_buffer *view):
+        self.region.exports -= 1
+
+    def __dealloc__(self):
+        if self.released is not None:
+            self.released()

@@ -73,6 +73,39 @@ ctypedef struct Vsc:
     uint64_t blocking_waits
     uint64_t strays              # completions that nobody waited for (PK-11)
 
+# What a caller waits for. One of these is on the caller's stack while its slots are in flight; whoever leaves early
+# abandons them first.
+
+ctypedef struct Command:
+    Vsc *vsc
+    uint8_t *data                # of this process; NULL for none, or for data that goes to the device
+    uint32_t length
+    bint done
+    VstorPacket reply
+
+ctypedef struct Transfer:
+    Vsc *vsc
+    bint write
+    bint direct                  # data is guest memory
+    const uint64_t *offsets      # bytes, one for each block; NULL: one after the other from `offset`
+    uint64_t offset
+    uint64_t blocks
+    uint64_t block               # bytes; block n is at data + n * block
+    uint8_t *data
+    uint8_t *statuses            # SRB status of each block; NULL for one block
+    uint32_t part                # bytes of one SRB; a block is cut into parts
+    uint64_t parts               # of one block
+    uint32_t sector_size
+    uint32_t lun
+    uint32_t depth
+    uint64_t next                # SRBs sent
+    uint64_t finished
+    uint32_t in_flight
+    uint64_t failed              # block of the first failure (lowest index); `blocks`: none
+    uint8_t srb_status
+    uint8_t scsi_status
+    uint8_t sense[20]
+
 # [monitor] A free slot, or NULL when all are in flight.
 cdef VscSlot *vsc_slot(Vsc *vsc) noexcept nogil
 # [monitor] Gives a slot back that was not sent.
@@ -92,6 +125,9 @@ cdef void vsc_publish(Vsc *vsc) noexcept nogil
 # [monitor] Waits until something completed or `deadline_ns` (CLOCK_MONOTONIC, < 0 never). Runs done() of what completed.
 cdef int vsc_wait(Vsc *vsc, int64_t deadline_ns) noexcept nogil
 
+# [monitor] The owner goes away: its slots are orphans, freed when their completions come.
+cdef void vsc_abandon(Vsc *vsc, void *owner) noexcept nogil
+
 cdef class Channel:
     cdef Vsc vsc
     cdef bint ready
@@ -104,5 +140,7 @@ cdef class Channel:
     cdef int negotiate(self, VstorPacket *packet, int64_t deadline) except -1
     cdef int64_t exchange(self, VstorPacket *packet, uint32_t length, uint8_t *data_in, const uint8_t *data_out,
                           int64_t deadline) except -1
+    cdef object run(self, Transfer *transfer, uint64_t offset, uint64_t block, uint8_t *data, uint64_t length,
+                    uint32_t sector_size, int lun, uint32_t queue_depth, int64_t deadline)
     cdef void abandon(self, void *owner) noexcept
     cdef int ensure_pages(self, uint64_t pages) except -1

@@ -5,6 +5,7 @@ import os
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR
 from libc.stdlib cimport calloc, free, malloc, realloc
@@ -327,39 +328,7 @@ cdef int vsc_wait(Vsc *vsc, int64_t deadline_ns) noexcept nogil:
     return VSC_OK
 
 
-# What a caller waits for. One of these is on the caller's stack while its slots are in flight; whoever leaves early
-# abandons them first.
-
-ctypedef struct Command:
-    Vsc *vsc
-    uint8_t *data                # of this process; NULL for none, or for data that goes to the device
-    uint32_t length
-    bint done
-    VstorPacket reply
-
-ctypedef struct Transfer:
-    Vsc *vsc
-    bint write
-    bint direct                  # data is guest memory
-    const uint64_t *offsets      # bytes, one for each block; NULL: one after the other from `offset`
-    uint64_t offset
-    uint64_t blocks
-    uint64_t block               # bytes; block n is at data + n * block
-    uint8_t *data
-    uint8_t *statuses            # SRB status of each block; NULL for one block
-    uint32_t part                # bytes of one SRB; a block is cut into parts
-    uint64_t parts               # of one block
-    uint32_t sector_size
-    uint32_t lun
-    uint32_t depth
-    uint64_t next                # SRBs sent
-    uint64_t finished
-    uint32_t in_flight
-    uint64_t failed              # block of the first failure (lowest index); `blocks`: none
-    uint8_t srb_status
-    uint8_t scsi_status
-    uint8_t sense[20]
-
+# Commands and transfers.
 
 cdef void command_done(VscSlot *slot) noexcept nogil:
     cdef Command *command = <Command *> slot.owner
@@ -431,7 +400,6 @@ cdef void transfer_send(Transfer *transfer) noexcept nogil:
 
 
 cdef void vsc_abandon(Vsc *vsc, void *owner) noexcept nogil:
-    """[monitor] The owner goes away: its slots are orphans, freed when their completions come."""
     cdef uint32_t i
     for i in range(vsc.depth):
         if vsc.slots[i].transaction_id and vsc.slots[i].owner == owner:
@@ -694,13 +662,54 @@ cdef class Channel:
             if out or not length:
                 self.exchange(&packet, length, NULL, <const uint8_t *> view.buf if out else NULL, deadline)
             else:
-                self.exchange(&packet, length, PyByteArray_AS_STRING(result), NULL, deadline)
+                self.exchange(&packet, length, <uint8_t *> PyByteArray_AS_STRING(result), NULL, deadline)
         finally:
             PyBuffer_Release(&view)
         srb = &packet.u.scsi
         moved = min(srb.data_transfer_length, length)
         sense = bytes(srb.payload[:20]) if srb.srb_status & 0x80 else b""
         return srb.srb_status, srb.scsi_status, sense, bytes(result[:moved]) if not out else b""
+
+    cdef object run(self, Transfer *transfer, uint64_t offset, uint64_t block, uint8_t *data, uint64_t length,
+                    uint32_t sector_size, int lun, uint32_t queue_depth, int64_t deadline):
+        """What transfer() returns. transfer.write and .offsets are set."""
+        cdef Vsc *vsc = &self.vsc
+        cdef int result = VSC_INTERRUPTED
+        if length == 0:
+            return None
+        transfer.vsc = vsc
+        transfer.offset = offset
+        transfer.block = block
+        transfer.blocks = length // block
+        transfer.data = data
+        transfer.part = <uint32_t> min(block, <uint64_t> (vsc.max_transfer // sector_size * sector_size))
+        transfer.parts = (block + transfer.part - 1) // transfer.part
+        transfer.sector_size = sector_size
+        transfer.lun = lun
+        transfer.depth = min(max(queue_depth, <uint32_t> 1), vsc.depth)
+        transfer.failed = transfer.blocks
+        transfer.direct = data >= vsc.base and data + length <= vsc.base + vsc.size_bytes
+        statuses = bytearray(b"\x01") * transfer.blocks if transfer.blocks > 1 else None
+        if statuses is not None:
+            transfer.statuses = <uint8_t *> PyByteArray_AS_STRING(statuses)
+        if not transfer.direct:
+            self.ensure_pages(min(<uint64_t> transfer.depth, transfer.blocks * transfer.parts)
+                              * ((transfer.part + PAGE_SIZE - 1) // PAGE_SIZE))
+        try:
+            while result == VSC_INTERRUPTED:
+                with nogil:
+                    result = transfer_run(transfer, deadline)
+                if result == VSC_INTERRUPTED:
+                    PyErr_CheckSignals()
+            raise_result(result)
+        except BaseException:
+            self.abandon(transfer)
+            raise
+        if transfer.failed == transfer.blocks:
+            return None
+        sense = bytes(transfer.sense[:20]) if transfer.srb_status & 0x80 else b""
+        return (transfer.failed, transfer.srb_status, transfer.scsi_status, sense,
+                bytes(statuses) if statuses is not None else bytes([transfer.srb_status]))
 
     def transfer(self, bint write, offsets, uint64_t offset, uint64_t block, data, uint32_t sector_size, *, int lun=0,
                  uint32_t queue_depth=32, timeout=None):
@@ -711,58 +720,32 @@ cdef class Channel:
         status, SCSI status, sense, SRB status of each block as bytes). TimeoutError, GuestGone, RingCorrupt: the transfer
         is abandoned, and nothing is written into `data` afterwards unless it is guest memory.
         """
-        cdef Vsc *vsc = &self.vsc
         cdef Transfer transfer
         cdef Py_buffer view
         cdef Py_buffer list_view
-        cdef int64_t deadline = deadline_of(timeout)
-        cdef int result = VSC_INTERRUPTED
-        cdef uint64_t wanted
         memset(&transfer, 0, sizeof(transfer))
+        transfer.write = write
+        cdef int64_t deadline = deadline_of(timeout)
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE if write else PyBUF_SIMPLE | PyBUF_WRITABLE)
         try:
-            if view.len == 0:
-                return None
-            list_view.obj = NULL
             if offsets is not None:
                 PyObject_GetBuffer(offsets, &list_view, PyBUF_SIMPLE)
                 transfer.offsets = <const uint64_t *> list_view.buf
-            transfer.vsc = vsc
-            transfer.write = write
-            transfer.offset = offset
-            transfer.block = block
-            transfer.blocks = <uint64_t> view.len // block
-            transfer.data = <uint8_t *> view.buf
-            transfer.part = <uint32_t> min(block, <uint64_t> vsc.max_transfer)
-            transfer.parts = (block + transfer.part - 1) // transfer.part
-            transfer.sector_size = sector_size
-            transfer.lun = lun
-            transfer.depth = min(max(queue_depth, <uint32_t> 1), vsc.depth)
-            transfer.failed = transfer.blocks
-            transfer.direct = transfer.data >= vsc.base and transfer.data + view.len <= vsc.base + vsc.size_bytes
-            statuses = bytearray(b"\x01") * transfer.blocks
-            transfer.statuses = <uint8_t *> PyByteArray_AS_STRING(statuses)
-            if not transfer.direct:
-                wanted = min(<uint64_t> transfer.depth, transfer.blocks * transfer.parts)
-                self.ensure_pages(wanted * ((transfer.part + PAGE_SIZE - 1) // PAGE_SIZE))
-            try:
-                while result == VSC_INTERRUPTED:
-                    with nogil:
-                        result = transfer_run(&transfer, deadline)
-                    if result == VSC_INTERRUPTED:
-                        PyErr_CheckSignals()
-                raise_result(result)
-            except BaseException:
-                self.abandon(&transfer)
-                raise
+            return self.run(&transfer, offset, block, <uint8_t *> view.buf, view.len, sector_size, lun, queue_depth, deadline)
         finally:
-            if list_view.obj != NULL:
+            if transfer.offsets != NULL:
                 PyBuffer_Release(&list_view)
             PyBuffer_Release(&view)
-        if transfer.failed == transfer.blocks:
-            return None
-        sense = bytes(transfer.sense[:20]) if transfer.srb_status & 0x80 else b""
-        return transfer.failed, transfer.srb_status, transfer.scsi_status, sense, bytes(statuses)
+
+    def read(self, uint64_t offset, uint64_t length, uint32_t sector_size, *, int lun=0, timeout=None):
+        """(`length` bytes from `offset`, what transfer() returns)."""
+        cdef Transfer transfer
+        memset(&transfer, 0, sizeof(transfer))
+        cdef int64_t deadline = deadline_of(timeout)
+        result = PyBytes_FromStringAndSize(NULL, length)
+        failure = self.run(&transfer, offset, length, <uint8_t *> PyBytes_AS_STRING(result), length, sector_size, lun,
+                           self.vsc.depth, deadline)
+        return result, failure
 
     @property
     def max_transfer(self):
