@@ -1,10 +1,15 @@
 from os import PathLike
 from types import TracebackType
-from typing import Self, final
+from typing import Self, TypeAlias, final
 
+import numpy as np
+import numpy.typing as npt
 from typing_extensions import Buffer
 
 from hvcore.metrics.histogram import LatencyHistogram
+
+# numpy's arrays are buffers, but its stubs say so only from Python 3.12 on.
+_Offsets: TypeAlias = Buffer | npt.NDArray[np.uint64]
 
 MAX_DEPTH: int
 
@@ -24,7 +29,7 @@ class Floor:
     @property
     def server_pid(self) -> int | None: ...
     def block(self, slot: int) -> bytes: ...
-    def run(self, offsets: Buffer) -> tuple[float, LatencyHistogram]: ...
+    def run(self, offsets: _Offsets) -> tuple[float, LatencyHistogram]: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -33,5 +38,5 @@ class Floor:
 
 def serve() -> None: ...
 def local_preadv(
-    path: str | bytes | PathLike[str], offsets: Buffer, block_size: int = 4096, depth: int = 1
+    path: str | bytes | PathLike[str], offsets: _Offsets, block_size: int = 4096, depth: int = 1
 ) -> tuple[float, LatencyHistogram]: ...
