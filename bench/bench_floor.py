@@ -139,7 +139,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def bench_floor(benchmark: Any, image: Path, depth: int) -> None:
+def test_floor(benchmark: Any, image: Path, depth: int) -> None:
     comparison = Comparison(image, depth)
     seeds = iter(range(ROUNDS + 1))
 

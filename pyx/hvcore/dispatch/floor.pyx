@@ -67,7 +67,7 @@ cdef enum:
     SPINS = 1 << 20                 # fruitless looks at a ring before a look at the world: tens of milliseconds
     YIELDS = 1 << 12                # the same where each look gives the CPU away
     PATIENCE = 1 << 10              # looks before the CPU is given away once: tens of microseconds
-    BURST = 1 << 16                 # requests between two looks for signals
+    BURST_NS = 50_000_000           # between two looks for signals
 
 cdef enum Step:
     STEP_DONE = 0
@@ -156,7 +156,7 @@ cdef int client_advance(Client *run) noexcept nogil:
     """
     cdef FloorEntry *request
     cdef const FloorEntry *answer
-    cdef uint64_t pause = run.answered + BURST
+    cdef uint64_t pause_ns = run.now_ns + BURST_NS
     while run.answered < run.end:
         while run.posted < run.end and run.posted - run.answered < run.depth:
             request = &run.rings.requests[run.posted % SLOTS]
@@ -176,9 +176,9 @@ cdef int client_advance(Client *run) noexcept nogil:
         run.now_ns = clock_ns()
         histogram_record(run.histogram, run.now_ns - run.posted_ns[run.answered % SLOTS])
         run.answered += 1
-        if run.answered == pause:
-            return STEP_PAUSED if run.answered < run.end else STEP_DONE
-    return STEP_DONE
+        if run.now_ns >= pause_ns:
+            break
+    return STEP_PAUSED if run.answered < run.end else STEP_DONE
 
 
 cdef int take_offsets(object offsets, Py_buffer *view, uint64_t size, uint32_t block_size) except -1:
@@ -431,7 +431,7 @@ def serve():
 
 
 cdef int local_advance(int fd, uint8_t *blocks, Client *run) noexcept nogil:
-    cdef uint64_t pause = run.answered + BURST
+    cdef uint64_t pause_ns = run.now_ns + BURST_NS
     cdef uint64_t before_ns, position
     cdef int64_t result
     while run.answered < run.end:
@@ -445,9 +445,9 @@ cdef int local_advance(int fd, uint8_t *blocks, Client *run) noexcept nogil:
         run.now_ns = clock_ns()
         histogram_record(run.histogram, run.now_ns - before_ns)
         run.answered += 1
-        if run.answered == pause:
-            return STEP_PAUSED
-    return STEP_DONE
+        if run.now_ns >= pause_ns:
+            break
+    return STEP_PAUSED if run.answered < run.end else STEP_DONE
 
 
 def local_preadv(path, offsets, block_size=4096, depth=1):
