@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
+from typing import ClassVar
 from uuid import UUID
 
 from hvcore.errors import ProtocolError
@@ -16,6 +17,7 @@ GUEST_TO_HOST_FLAGS = 256
 GUEST_SLEEP_WORD = 512
 HOST_SLEEP_WORD = 576
 POST_STATUS = 0xC0000001  # message type of no SynIC message
+_NO_VM = UUID(int=0)
 
 MESSAGE_HEADER = Struct("<II")  # connection or port id, message type
 MAX_DATAGRAM = MESSAGE_HEADER.size + MAX_PAYLOAD
@@ -56,7 +58,7 @@ class Accept:
     memory_bytes: int = 0
     message_rate: int = 0
     message_burst: int = 0
-    vm_id: UUID = UUID(int=0)
+    vm_id: UUID = _NO_VM
     vp_count: int = 0
     event_page_bytes: int = 0
     version: int = LAYOUT_VERSION
@@ -90,6 +92,7 @@ class Accept:
 class PostStatus:
     """A datagram of the guest that was not taken: hypercall status and the datagram's number, from 1."""
 
+    BYTES: ClassVar[int] = 16
     connection_id: int
     status: int
     number: int
@@ -99,12 +102,12 @@ class PostStatus:
 
     @classmethod
     def decode(cls, payload: bytes) -> "PostStatus":
-        if len(payload) < _STATUS.size:
-            raise ProtocolError(f"POST STATUS of {len(payload)} bytes, not {_STATUS.size}")
+        if len(payload) < cls.BYTES:
+            raise ProtocolError(f"POST STATUS of {len(payload)} bytes, not {cls.BYTES}")
         return cls(*_STATUS.unpack_from(payload))
 
 
 _HELLO = Struct("<8sHHI")
 _ACCEPT = Struct("<8sHHIQIIII16sQ")
 _STATUS = Struct("<IIQ")
-assert (_HELLO.size, _ACCEPT.size, _STATUS.size) == (16, 64, 16)
+assert (_HELLO.size, _ACCEPT.size, _STATUS.size) == (16, 64, PostStatus.BYTES)
