@@ -89,7 +89,7 @@ class Channel:
             self.offer.interface_instance,
             self.offer.flags,
             self.offer.mmio_megabytes,
-            self.offer.user_defined,
+            self.offer.user_defined.ljust(USER_BYTES, b"\0"),
             self.offer.subchannel_index,
             0,
             self.relid,
