@@ -193,9 +193,9 @@ class VmbusClient:
         message = OpenChannel(channel.relid, open_id, gpadl, vp, downstream_page_offset, user_data)
         message.encode()  # ValueError before anything changes
         with self._changed:
+            self._check(channel)
             if channel.state is not ClientState.OFFERED:
                 raise ValueError(f"channel {channel.relid} is {channel.state.value}")
-            self._check(channel)
             channel.state = ClientState.OPENING
         status = self._ask(("opened", channel.relid, open_id), message, deadline=deadline, channel=channel)
         if status != STATUS_SUCCESS:
