@@ -375,9 +375,7 @@ class InitiateContact(Message):
         if self.version >= Version.V5_0:
             overlay = self.OVERLAY.pack(self.target_sint, self.target_vtl, 0, self.feature_flags)
             page = int.from_bytes(overlay, "little")
-        body = self.BODY.pack(
-            self.version, self.target_vp, page, self.parent_to_child_page, self.child_to_parent_page
-        )
+        body = self.BODY.pack(self.version, self.target_vp, page, self.parent_to_child_page, self.child_to_parent_page)
         return body if self.client_id is None else body + self.client_id.bytes_le
 
 

@@ -398,9 +398,7 @@ class GuestEndpoint:
     ) -> None:
         """Starts the thread that reads: VmbusClient's receive, refused and gone. on_gone comes last, exactly once,
         also after close()."""
-        self._thread = Thread(
-            target=self._read, args=(on_message, on_refused, on_gone), name="vmbus-user", daemon=True
-        )
+        self._thread = Thread(target=self._read, args=(on_message, on_refused, on_gone), name="vmbus-user", daemon=True)
         self._thread.start()
 
     def close(self) -> None:

@@ -40,9 +40,7 @@ def load() -> dict[str, bytes]:
 VECTORS = load()
 
 MESSAGES = {
-    "M1": m.InitiateContact(
-        V.V2_4, interrupt_page=0x1F000, parent_to_child_page=0x20000, child_to_parent_page=0x21000
-    ),
+    "M1": m.InitiateContact(V.V2_4, interrupt_page=0x1F000, parent_to_child_page=0x20000, child_to_parent_page=0x21000),
     "M2": m.InitiateContact(V.V5_3, target_sint=2, parent_to_child_page=0x20000, child_to_parent_page=0x21000),
     "M3": m.InitiateContact(V.V6_0, 3, target_sint=2, feature_flags=0xF, client_id=CLIENT),
     "M4": m.VersionResponse(True, 0, 4),
