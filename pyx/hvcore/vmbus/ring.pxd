@@ -12,8 +12,8 @@ cdef enum RingStatus:
     RING_EMPTY = 1               # reader: no packet
     RING_FULL = 2                # writer: does not fit now
     RING_CORRUPT = -1            # the peer broke a rule: the channel is dead (RB-43)
-    RING_TOO_LARGE = -2          # writer: can never fit (RB-13: T > S - 16, or length8 > 65535);
-                                 # reader: larger than the buffer given (PK-3)
+    # Writer: can never fit (RB-13: T > S - 16, or length8 > 65535). Reader: larger than the buffer given (PK-3).
+    RING_TOO_LARGE = -2
 
 cdef enum RingRole:
     RING_GUEST = 0               # tolerant of unknown flags and types, as vmbus.md 2.2 says for the guest
@@ -40,9 +40,9 @@ cdef int ring_open_writer(RingView *ring, RingControl *control, uint8_t **pages,
 cdef int ring_open_reader(RingView *ring, RingControl *control, uint8_t **pages, uint32_t size,
                           int role) noexcept nogil
 
-# Writer. ring_put stages one packet = descriptor + `header` (the GPA-direct header, or nothing) + payload + padding to
-# 8 + trailer (RB-16); it computes data_offset8 and length8. header_length must be a multiple of 8 (the wire layout needs
-# it). Nothing is visible to the peer before ring_publish. RING_OK, RING_FULL, RING_TOO_LARGE, RING_CORRUPT.
+# Writer. ring_put stages one packet = descriptor + `header` (the GPA-direct header, or nothing) + payload + padding
+# to 8 + trailer (RB-16); it computes data_offset8 and length8. header_length must be a multiple of 8 (the wire layout
+# needs it). Nothing is visible to the peer before ring_publish. RING_OK, RING_FULL, RING_TOO_LARGE, RING_CORRUPT.
 cdef int ring_put(RingView *ring, uint32_t type, uint32_t flags, uint64_t transaction_id, const void *header,
                   uint32_t header_length, const void *payload, uint32_t payload_length) noexcept nogil
 # Publishes all that is staged (1.5 steps 3 to 5): 1 = the peer must be signalled, 0 = not, or RING_CORRUPT.
@@ -57,8 +57,8 @@ cdef int ring_want(RingView *ring, uint32_t wanted) noexcept nogil
 cdef void ring_want_no_more(RingView *ring) noexcept nogil
 
 # Reader. ring_take copies the next packet whole (descriptor first, once, PK-2) into `buffer` and validates the
-# descriptor as vmbus.md 2.2 says for this role; it advances the private Out only. *length = length8 * 8. RING_OK, RING_EMPTY,
-# RING_CORRUPT, RING_TOO_LARGE (packet larger than capacity: the channel is dead too, PK-3).
+# descriptor as vmbus.md 2.2 says for this role; it advances the private Out only. *length = length8 * 8. RING_OK,
+# RING_EMPTY, RING_CORRUPT, RING_TOO_LARGE (packet larger than capacity: the channel is dead too, PK-3).
 cdef int ring_take(RingView *ring, uint8_t *buffer, uint32_t capacity, uint32_t *length) noexcept nogil
 # Publishes Out once for the batch (1.6 steps 4 to 7): 1 = a blocked writer must be signalled, 0 = not, or RING_CORRUPT.
 cdef int ring_release(RingView *ring) noexcept nogil
@@ -73,5 +73,5 @@ cdef int ring_kill(RingView *ring, const char *fault) noexcept nogil
 
 
 cdef inline bint ring_poll(const RingView *ring) noexcept nogil:
-    """1 when the reader has something to read (or the ring is corrupt: take will tell). One acquire load: for spinning."""
+    """1: the reader has something to read, or the ring is corrupt (take will tell). One acquire load, for spinning."""
     return ring.dead or load_acquire32(&ring.control.in_) != ring.index
