@@ -7,7 +7,6 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Re
 from libc.errno cimport ETIMEDOUT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
 
 from hvcore.linux.atomics cimport (
     exchange64, fence_full, fetch_or64, load_acquire32, load_acquire64, store_relaxed64, store_release32)
@@ -177,11 +176,14 @@ cdef uint64_t scribble_loop(uint8_t *control, uint8_t **pages, uint32_t size, co
     while load_acquire64(stop) == 0:
         count += 1
         at = dice(&seed, size // 8) * 8
-        word = <uint64_t> dice(&seed, 16) | <uint64_t> dice(&seed, 6) << 16 | <uint64_t> dice(&seed, 80) << 32
-        store_relaxed64(<uint64_t *> (pages[at // PAGE_SIZE] + at % PAGE_SIZE), word | <uint64_t> dice(&seed, 3) << 48)
-        if dice(&seed, 4) == 0:
-            store_release32(<uint32_t *> (control + 4 * dice(&seed, 4)), dice(&seed, size + 64) & ~7)
+        # Mostly good descriptors, so that the victim also gets as far as copying while the bytes change.
+        word = PACKET_IN_BAND | 2 << 16 | <uint64_t> (2 + dice(&seed, 80)) << 32
         if dice(&seed, 64) == 0:
+            word ^= <uint64_t> 1 << dice(&seed, 64)
+        store_relaxed64(<uint64_t *> (pages[at // PAGE_SIZE] + at % PAGE_SIZE), word)
+        if dice(&seed, 4) == 0:
+            store_release32(<uint32_t *> (control + 4 * dice(&seed, 4)), dice(&seed, size) & ~7)
+        if dice(&seed, 1024) == 0:
             store_release32(<uint32_t *> (control + 4 * dice(&seed, 4)), <uint32_t> seed)
     return count
 
@@ -192,13 +194,16 @@ cdef int victim_loop(RingControl *control, uint8_t **pages, uint32_t size, int r
     cdef RingView writer
     cdef RingView reader
     cdef uint64_t packet[WORDS]
-    cdef uint8_t body[LARGEST]
+    cdef uint64_t body[512]
     cdef uint32_t length
+    cdef uint32_t at
     cdef uint64_t i
     cdef int status
     ring_open_writer(&writer, control, pages, size, role)
     ring_open_reader(&reader, control, pages, size, role)
-    memset(body, 0, LARGEST)
+    # Wherever a scribbled Out points, there is a descriptor: the reader lives long enough to copy.
+    for at in range(512):
+        body[at] = PACKET_IN_BAND | 2 << 16 | <uint64_t> (2 + at % 40) << 32
     for i in range(count):
         if ring_put(&writer, PACKET_IN_BAND, 0, i, NULL, 0, body, dice(&seed, LARGEST)) > RING_FULL:
             return WRONG_BYTES
