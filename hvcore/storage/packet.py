@@ -1,7 +1,7 @@
 """vstor packets as Python values (storvsp.md sections 3 and 5), for tests and tools; the data path has its own codec.
 
-A packet is a header and a union of 52 bytes whose meaning depends on the operation, and for a completion on the operation
-that it answers. Packet keeps the union as bytes; each class below encodes to one and decodes from one.
+A packet is a header and a union of 52 bytes whose meaning depends on the operation, and for a completion on the
+operation that it answers. Packet keeps the union as bytes; each class below encodes to one and decodes from one.
 """
 
 import struct
@@ -105,7 +105,7 @@ def _fields(layout: struct.Struct, union: bytes) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """operation: an int, as a peer may send any; status: NTSTATUS; union: its bytes, zeros at the end may be left out."""
+    """operation: an int, as a peer may send any; status: NTSTATUS; union: its bytes, without trailing zeros."""
 
     operation: int
     flags: int = 0
@@ -173,12 +173,9 @@ class ScsiRequest:
         """A Win6 or Win7 union ends at 36 bytes: the rest counts as zero."""
         if len(union) < 36:
             raise ProtocolError(f"a SCSI request has at least 36 bytes, not {len(union)}")
-        (length, srb, scsi, port, path, target, lun, cdb, sense, data_in, reserved, transfer) = _fields(cls._LAYOUT, union)
-        _, tag, action, flags, timeout, key = _fields(cls._EXTENSION, union[36:])
-        return cls(
-            union[16:36], length, srb, scsi, port, path, target, lun, cdb, sense, data_in, reserved, transfer,
-            tag, action, flags, timeout, key,
-        )  # fmt: skip
+        head = _fields(cls._LAYOUT, union)
+        _, *extension = _fields(cls._EXTENSION, union[36:])
+        return cls(union[16:36], *head, *extension)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +240,14 @@ class FibreChannelData:
     primary_active: int = 1
 
     _LAYOUT = struct.Struct("<B3x")
+    _NAMES = struct.Struct(">4Q")
 
     def encode(self) -> bytes:
         names = (self.primary_port, self.primary_node, self.secondary_port, self.secondary_node)
-        return self._LAYOUT.pack(self.primary_active) + struct.pack(">4Q", *names)
+        return self._LAYOUT.pack(self.primary_active) + self._NAMES.pack(*names)
 
     @classmethod
     def decode(cls, union: bytes) -> Self:
         (active,) = _fields(cls._LAYOUT, union)
-        return cls(*_fields(struct.Struct(">4Q"), union[4:]), primary_active=active)
+        port, node, second_port, second_node = _fields(cls._NAMES, union[4:])
+        return cls(port, node, second_port, second_node, active)

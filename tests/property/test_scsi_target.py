@@ -13,8 +13,8 @@ SETTINGS = settings(derandomize=True, deadline=None, max_examples=200)
 BLOCKS = 48
 MEDIUM = bytes(range(1, 256)) * 97
 OPCODES = [
-    0x00, 0x03, 0x04, 0x08, 0x0A, 0x12, 0x15, 0x16, 0x17, 0x1A, 0x1B, 0x1D, 0x1E, 0x25, 0x28, 0x2A, 0x2E, 0x2F, 0x35, 0x41,
-    0x42, 0x55, 0x56, 0x57, 0x5A, 0x88, 0x8A, 0x8E, 0x8F, 0x91, 0x93, 0x9E, 0xA0, 0xA8, 0xAA, 0xAE, 0xAF,
+    0x00, 0x03, 0x04, 0x08, 0x0A, 0x12, 0x15, 0x16, 0x17, 0x1A, 0x1B, 0x1D, 0x1E, 0x25, 0x28, 0x2A, 0x2E, 0x2F, 0x35,
+    0x41, 0x42, 0x55, 0x56, 0x57, 0x5A, 0x88, 0x8A, 0x8E, 0x8F, 0x91, 0x93, 0x9E, 0xA0, 0xA8, 0xAA, 0xAE, 0xAF,
 ]  # fmt: skip
 WRITING = {0x0A, 0x2A, 0x8A, 0xAA, 0x2E, 0x8E, 0xAE, 0x41, 0x93, 0x42}
 
@@ -56,7 +56,7 @@ def test_answers_fit_and_change_nothing_unless_asked(cdb, allocation, strict, se
     result = Target(disk, strict_alloc=strict).execute(cdb, allocation=allocation)
     consistent(result)
     assert len(result.data_in) <= allocation
-    if cdb[0] != 0x93:                                  # WRITE SAME of zeros needs no data
+    if cdb[0] != 0x93:  # WRITE SAME of zeros needs no data
         assert disk.read(0, disk.size) == MEDIUM[: disk.size]
 
 
@@ -87,7 +87,7 @@ def test_read_only_disk_is_never_changed(cdb, length, sending):
 def test_any_request_gets_a_well_formed_response(union, cdb, length, size):
     scsi = ScsiRequest.decode(union)
     request = bytearray(Packet(3, 1, union=union).encode())
-    request[24:28] = length.to_bytes(4, "little")       # the buffer is the transport's affair
+    request[24:28] = length.to_bytes(4, "little")  # the buffer is the transport's affair
     request[28 : 28 + len(cdb)] = cdb
     sent = b"" if scsi.data_in else bytes(length)
     reply, data = protocol.execute(Target(medium()), request[:size], sent)

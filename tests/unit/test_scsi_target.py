@@ -603,8 +603,8 @@ def test_request_sense_takes_the_unit_attention():
     target = attentive()
     cdb = bytes.fromhex("03 00 00 00 12 00")
     assert outcome(target.execute(cdb, allocation=17)) == BAD_CDB
-    assert target.execute(cdb, allocation=18).data_in.hex() == "70000600000000 0a00000000 2a09 00000000".replace(" ", "")
-    assert target.execute(cdb, allocation=18).data_in.hex() == "70000000000000 0a00000000 0000 00000000".replace(" ", "")
+    assert target.execute(cdb, allocation=18).data_in.hex() == "700006000000000a000000002a0900000000"
+    assert target.execute(cdb, allocation=18).data_in.hex() == "700000000000000a00000000000000000000"
     assert outcome(target.execute(bytes(6))) == GOOD
 
 

@@ -137,7 +137,8 @@ def sense_of(case):
     if case == "V23b":
         return target(read_only=True).execute(bytes.fromhex("2a 00 00000000 00 0001 00"), bytes(512))
     if case == "V23c":
-        return target().execute(bytes.fromhex("28 00 00001234 00 0002 00"), allocation=1024, disk_status=DISK_READ_ERROR)
+        cdb = bytes.fromhex("28 00 00001234 00 0002 00")
+        return target().execute(cdb, allocation=1024, disk_status=DISK_READ_ERROR)
     if case == "V23d":
         return target().execute(bytes.fromhex("28 00 00001234 00 0001 00"), allocation=512, disk_status=DISK_READ_ERROR)
     if case == "V23e":
@@ -159,8 +160,12 @@ def test_sense(vector):
 
 def test_inquiry_packet():
     """V09, V10 and V12: both forms of the descriptor carry the same request."""
-    assert VECTORS["V09"][-64:] == VECTORS["V10"][-64:] == request(
-        bytes.fromhex("120000002400"), 36, queue_tag=0xFF, queue_action=0x20, srb_flags=0x14A, timeout_seconds=60
+    assert (
+        VECTORS["V09"][-64:]
+        == VECTORS["V10"][-64:]
+        == request(
+            bytes.fromhex("120000002400"), 36, queue_tag=0xFF, queue_action=0x20, srb_flags=0x14A, timeout_seconds=60
+        )
     )
     answer, data = protocol.execute(target(), VECTORS["V09"][-64:])
     assert answer == VECTORS["V12"][16:]

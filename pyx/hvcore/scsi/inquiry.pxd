@@ -1,5 +1,5 @@
-# What INQUIRY answers (storvsp.md 9.2, 9.3). Each function writes one whole answer and returns its length; `data` has room
-# for SCSI_DATA_MAX bytes, everything reserved is zeroed.
+# What INQUIRY answers (storvsp.md 9.2, 9.3). Each function writes one whole answer and returns its length; `data` has
+# room for SCSI_DATA_MAX bytes, everything reserved is zeroed.
 
 from libc.stdint cimport uint8_t, uint32_t
 

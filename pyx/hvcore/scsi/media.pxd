@@ -8,8 +8,8 @@ from hvcore.linux.syscalls cimport iovec
 cdef enum:
     MEDIA_MISCOMPARE = 1         # beside the DiskStatus values, which are <= 0
 
-# Compares the medium with the first buffer_length bytes of iov, repeated over `length`. buffer_length is `length` or one
-# block. DISK_OK, MEDIA_MISCOMPARE, or what the read failed with.
+# Compares the medium with the first buffer_length bytes of iov, repeated over `length`. buffer_length is `length` or
+# one block. DISK_OK, MEDIA_MISCOMPARE, or what the read failed with.
 cdef int media_compare(const DiskRef *disk, uint64_t offset, uint32_t length, const iovec *iov, int count,
                        uint32_t buffer_length) noexcept nogil
 # Writes the block that iov begins with, or zeros when buffer_length is 0, over the whole range.

@@ -49,23 +49,28 @@ ctypedef struct ScsiPlan:
     uint32_t data_length         # bytes moved, or bytes in data
     uint8_t data[2056]
 
-# cdb: 16 bytes, those beyond the CDB's length zero. buffer_length: bytes of the request's data buffer. data_in: the SRB's
-# byte (0 = from the guest, else to the guest, 2 = none). Never touches the disk's media.
-cdef void scsi_plan(ScsiUnit *unit, const uint8_t *cdb, uint32_t buffer_length, uint8_t data_in, ScsiPlan *plan) noexcept nogil
-# All media access that a plan can ask for (READ to VERIFY, TRIM, WRITE_SAME), blocking unless flags has DISK_NOWAIT: then
-# DISK_WOULD_BLOCK for all but a read or a write that the disk can do at once. iov: at least buffer_length bytes of the
-# request's buffer, for SCSI_READ and SCSI_WRITE exactly that many. A DiskStatus or MEDIA_MISCOMPARE, for scsi_finish.
-cdef int scsi_media(const ScsiUnit *unit, const ScsiPlan *plan, const iovec *iov, int count, uint32_t flags) noexcept nogil
+# cdb: 16 bytes, those beyond the CDB's length zero. buffer_length: bytes of the request's data buffer. data_in: the
+# SRB's byte (0 = from the guest, else to the guest, 2 = none). Never touches the disk's media.
+cdef void scsi_plan(ScsiUnit *unit, const uint8_t *cdb, uint32_t buffer_length, uint8_t data_in,
+                    ScsiPlan *plan) noexcept nogil
+# All media access that a plan can ask for (READ to VERIFY, TRIM, WRITE_SAME), blocking unless flags has DISK_NOWAIT:
+# then DISK_WOULD_BLOCK for all but a read or a write that the disk can do at once. iov: at least buffer_length bytes of
+# the request's buffer, for SCSI_READ and SCSI_WRITE exactly that many. A DiskStatus or MEDIA_MISCOMPARE, for
+# scsi_finish.
+cdef int scsi_media(const ScsiUnit *unit, const ScsiPlan *plan, const iovec *iov, int count,
+                    uint32_t flags) noexcept nogil
 # After the media access that the plan asked for: a DiskStatus or MEDIA_MISCOMPARE.
 cdef void scsi_finish(ScsiUnit *unit, ScsiPlan *plan, int disk_status) noexcept nogil
 # For SCSI_PARAMETERS, with the copied list (at most SCSI_LIST_MAX bytes). The plan then is SCSI_DONE or SCSI_TRIM, and
 # SCSI_TRIM needs the copy until scsi_media returned.
-cdef void scsi_parameters(ScsiUnit *unit, const uint8_t *cdb, const uint8_t *list, uint32_t length, ScsiPlan *plan) noexcept nogil
+cdef void scsi_parameters(ScsiUnit *unit, const uint8_t *cdb, const uint8_t *list, uint32_t length,
+                          ScsiPlan *plan) noexcept nogil
 # A command to a LUN that does not exist (storvsp.md 7), and REPORT LUNS, which the controller answers for any LUN:
 # luns is a bitmap of 256 bits, lun n at bit n % 8 of byte n / 8.
-cdef void scsi_absent(const uint8_t *cdb, uint8_t lun, uint32_t buffer_length, uint8_t data_in, ScsiPlan *plan) noexcept nogil
-cdef void scsi_report_luns(const uint8_t *luns, const uint8_t *cdb, uint32_t buffer_length, uint8_t data_in, bint strict_alloc,
-                           ScsiPlan *plan) noexcept nogil
+cdef void scsi_absent(const uint8_t *cdb, uint8_t lun, uint32_t buffer_length, uint8_t data_in,
+                      ScsiPlan *plan) noexcept nogil
+cdef void scsi_report_luns(const uint8_t *luns, const uint8_t *cdb, uint32_t buffer_length, uint8_t data_in,
+                           bint strict_alloc, ScsiPlan *plan) noexcept nogil
 # A plan that answers with CHECK CONDITION: sense key, ASC << 8 | ASCQ, SRB status (0x86, 0x84).
 cdef void scsi_fail(ScsiPlan *plan, uint8_t srb_status, uint8_t key, uint16_t asc) noexcept nogil
 # A plan that answers with these statuses and no sense: busy (05, 08), timeout (09, 08), aborted (02, 40), ...

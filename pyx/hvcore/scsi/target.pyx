@@ -15,7 +15,7 @@ from hvcore.linux.atomics cimport exchange32, load_relaxed32
 from hvcore.linux.syscalls cimport iovec
 from hvcore.scsi.cdb cimport *
 from hvcore.scsi.inquiry cimport (
-    INQUIRY_BYTES, SERIAL_MAX, WRITE_SAME_MAX, inquiry_absent, inquiry_page, inquiry_standard)
+    SERIAL_MAX, WRITE_SAME_MAX, inquiry_absent, inquiry_page, inquiry_standard)
 from hvcore.scsi.media cimport MEDIA_MISCOMPARE, media_compare, media_write_same
 from hvcore.scsi.mode cimport MODE_SAVED, mode_has, mode_header, mode_select, mode_sense
 from hvcore.scsi.sense cimport *
@@ -79,7 +79,7 @@ cdef inline void reject_write(ScsiPlan *plan) noexcept nogil:
 
 cdef void answer_data(ScsiPlan *plan, uint32_t available, uint32_t allocation, uint32_t buffer_length,
                       uint8_t data_in) noexcept nogil:
-    """GOOD with min(available, allocation, buffer) bytes of data[] (5.8); the direction counts only if bytes move (5.3)."""
+    """GOOD with min(available, allocation, buffer) bytes of data[] (5.8); the direction counts if bytes move (5.3)."""
     cdef uint32_t n = available if available < allocation else allocation
     if n > buffer_length:
         n = buffer_length
@@ -153,7 +153,8 @@ cdef inline uint64_t last_lba(const DiskRef *disk) noexcept nogil:
     return blocks - 1 if blocks else 0
 
 
-cdef void plan_read_capacity10(const ScsiUnit *unit, uint32_t buffer_length, uint8_t data_in, ScsiPlan *plan) noexcept nogil:
+cdef void plan_read_capacity10(const ScsiUnit *unit, uint32_t buffer_length, uint8_t data_in,
+                               ScsiPlan *plan) noexcept nogil:
     cdef uint64_t last = last_lba(unit.disk)
     if buffer_length < 8:
         scsi_fail(plan, OVERRUN, KEY_ILLEGAL_REQUEST, ASC_INVALID_FIELD_IN_CDB)
@@ -180,8 +181,8 @@ cdef void plan_read_capacity16(const ScsiUnit *unit, const uint8_t *cdb, uint32_
     answer_data(plan, 32, allocation, buffer_length, data_in)
 
 
-cdef void scsi_report_luns(const uint8_t *luns, const uint8_t *cdb, uint32_t buffer_length, uint8_t data_in, bint strict_alloc,
-                           ScsiPlan *plan) noexcept nogil:
+cdef void scsi_report_luns(const uint8_t *luns, const uint8_t *cdb, uint32_t buffer_length, uint8_t data_in,
+                           bint strict_alloc, ScsiPlan *plan) noexcept nogil:
     cdef uint32_t allocation = be32(cdb + 6)
     cdef uint32_t available = 8
     cdef int lun
@@ -203,7 +204,8 @@ cdef void scsi_report_luns(const uint8_t *luns, const uint8_t *cdb, uint32_t buf
     answer_data(plan, available, allocation, buffer_length, data_in)
 
 
-cdef void scsi_absent(const uint8_t *cdb, uint8_t lun, uint32_t buffer_length, uint8_t data_in, ScsiPlan *plan) noexcept nogil:
+cdef void scsi_absent(const uint8_t *cdb, uint8_t lun, uint32_t buffer_length, uint8_t data_in,
+                      ScsiPlan *plan) noexcept nogil:
     cdef uint32_t allocation
     plan_begin(plan)
     if cdb[0] != CDB_INQUIRY:
@@ -226,7 +228,7 @@ cdef inline bint outside(const DiskRef *disk, uint64_t lba, uint64_t blocks) noe
 
 cdef inline void plan_transfer(const ScsiUnit *unit, int action, uint8_t bits, uint64_t lba, uint32_t blocks,
                                uint32_t buffer_length, uint8_t data_in, ScsiPlan *plan) noexcept nogil:
-    """READ and WRITE of every size, in the order of 9.6. bits: byte 1 of the CDB; 0 for the (6) forms, which have none."""
+    """READ and WRITE of every size, in the order of 9.6. bits: byte 1 of the CDB; 0 for the (6) forms."""
     cdef const DiskRef *disk = unit.disk
     cdef uint64_t length = <uint64_t> blocks << trailing_zeros(disk.sector_size)
     if cython.unlikely(bits & 0xE1):         # RELADR, protection
@@ -396,7 +398,8 @@ cdef void unmap_parameters(const ScsiUnit *unit, const uint8_t *list, uint32_t l
     plan.extent_count = (length - 8) // 16
 
 
-cdef void scsi_parameters(ScsiUnit *unit, const uint8_t *cdb, const uint8_t *list, uint32_t length, ScsiPlan *plan) noexcept nogil:
+cdef void scsi_parameters(ScsiUnit *unit, const uint8_t *cdb, const uint8_t *list, uint32_t length,
+                          ScsiPlan *plan) noexcept nogil:
     cdef uint32_t asc
     plan.action = SCSI_DONE
     if cdb[0] == CDB_UNMAP:
@@ -409,7 +412,13 @@ cdef void scsi_parameters(ScsiUnit *unit, const uint8_t *cdb, const uint8_t *lis
 
 # ---- the three steps
 
-cdef void scsi_plan(ScsiUnit *unit, const uint8_t *cdb, uint32_t buffer_length, uint8_t data_in, ScsiPlan *plan) noexcept nogil:
+cdef inline uint32_t lba21(const uint8_t *cdb) noexcept nogil:
+    """Of the (6) forms: what lies above it in byte 1 is ignored."""
+    return be32(cdb) & 0x1FFFFF
+
+
+cdef void scsi_plan(ScsiUnit *unit, const uint8_t *cdb, uint32_t buffer_length, uint8_t data_in,
+                    ScsiPlan *plan) noexcept nogil:
     cdef uint8_t op = cdb[0]
     cdef uint32_t attention
     cdef uint8_t lun_zero[32]
@@ -438,9 +447,9 @@ cdef void scsi_plan(ScsiUnit *unit, const uint8_t *cdb, uint32_t buffer_length, 
     elif op == CDB_WRITE12:
         plan_transfer(unit, SCSI_WRITE, cdb[1], be32(cdb + 2), be32(cdb + 6), buffer_length, data_in, plan)
     elif op == CDB_READ6:
-        plan_transfer(unit, SCSI_READ, 0, be32(cdb) & 0x1FFFFF, cdb[4] if cdb[4] else 256, buffer_length, data_in, plan)
+        plan_transfer(unit, SCSI_READ, 0, lba21(cdb), cdb[4] if cdb[4] else 256, buffer_length, data_in, plan)
     elif op == CDB_WRITE6:
-        plan_transfer(unit, SCSI_WRITE, 0, be32(cdb) & 0x1FFFFF, cdb[4] if cdb[4] else 256, buffer_length, data_in, plan)
+        plan_transfer(unit, SCSI_WRITE, 0, lba21(cdb), cdb[4] if cdb[4] else 256, buffer_length, data_in, plan)
     elif op == CDB_SYNCHRONIZE_CACHE10:
         plan_synchronize(unit, be32(cdb + 2), be16(cdb + 7), plan)
     elif op == CDB_SYNCHRONIZE_CACHE16:
@@ -507,7 +516,8 @@ cdef int trim_extents(const DiskRef *disk, const uint8_t *extents, uint32_t coun
     return status
 
 
-cdef int scsi_media(const ScsiUnit *unit, const ScsiPlan *plan, const iovec *iov, int count, uint32_t flags) noexcept nogil:
+cdef int scsi_media(const ScsiUnit *unit, const ScsiPlan *plan, const iovec *iov, int count,
+                    uint32_t flags) noexcept nogil:
     cdef const DiskRef *disk = unit.disk
     cdef int status = DISK_OK
     if disk.ops == NULL:
@@ -535,7 +545,8 @@ cdef int scsi_media(const ScsiUnit *unit, const ScsiPlan *plan, const iovec *iov
 
 
 cdef void scsi_finish(ScsiUnit *unit, ScsiPlan *plan, int disk_status) noexcept nogil:
-    cdef uint64_t lba
+    cdef uint64_t lba = plan.offset >> trailing_zeros(unit.disk.sector_size)
+    cdef bint single = plan.length == unit.disk.sector_size
     # A discard is a hint: what the backend cannot discard stays (9.8).
     if disk_status == DISK_OK or (disk_status == DISK_UNSUPPORTED and plan.action == SCSI_TRIM):
         plan.data_length = plan.buffer_length
@@ -547,13 +558,10 @@ cdef void scsi_finish(ScsiUnit *unit, ScsiPlan *plan, int disk_status) noexcept 
     elif disk_status == DISK_READ_ONLY:
         reject_write(plan)
     elif disk_status == DISK_READ_ERROR:
+        scsi_fail(plan, FAILED, KEY_MEDIUM_ERROR, ASC_UNRECOVERED_READ)
         # INFORMATION is the first bad LBA: known where only one block was read, and it has 32 bits.
-        lba = plan.offset >> trailing_zeros(unit.disk.sector_size)
-        if plan.length == unit.disk.sector_size and lba <= 0xFFFFFFFFU:
-            scsi_fail(plan, FAILED, KEY_MEDIUM_ERROR, ASC_UNRECOVERED_READ)
+        if single and lba <= 0xFFFFFFFFU:
             sense_information(plan.sense, <uint32_t> lba)
-        else:
-            scsi_fail(plan, FAILED, KEY_MEDIUM_ERROR, ASC_UNRECOVERED_READ)
     elif disk_status == DISK_WRITE_ERROR:
         scsi_fail(plan, FAILED, KEY_MEDIUM_ERROR, ASC_WRITE_FAULT)
     elif disk_status == DISK_NO_SPACE:
@@ -591,7 +599,7 @@ cdef bytes plan_data(const ScsiPlan *plan):
 
 
 cdef bytes identity(Backend image):
-    """16 bytes that stay the same for the same image file, or for the same kind and size of disk where there is none."""
+    """16 bytes that stay the same for the same image file, or without one for the same kind and size of disk."""
     path = getattr(image, "path", "")
     text = f"{type(image).__module__}.{type(image).__name__}\0{path}\0{image.ref.size_bytes}\0{image.ref.sector_size}"
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:16]
@@ -601,11 +609,11 @@ cdef bytes identity(Backend image):
 cdef class Target:
     """One SCSI disk over a disk backend: the SCSI engine without a bus.
 
-    image: a hvcore.disk backend; it stays open and the caller's. id: 16 bytes that name the disk (VPD 83), serial: up to
-    64 ASCII characters (VPD 80; "" for none); both default to values derived from the image, so two disks of the same
-    kind and size without a path need an id each. max_transfer: most bytes of one request, 0 for no limit. strict_alloc:
-    refuse an allocation length beyond the buffer (storvsp.md 5.8) instead of answering what fits. discard: offer UNMAP
-    where the image can trim.
+    image: a hvcore.disk backend; it stays open and the caller's. id: 16 bytes that name the disk (VPD 83), serial: up
+    to 64 ASCII characters (VPD 80; "" for none); both default to values derived from the image, so two disks of the
+    same kind and size without a path need an id each. max_transfer: most bytes of one request, 0 for no limit.
+    strict_alloc: refuse an allocation length beyond the buffer (storvsp.md 5.8) instead of answering what fits.
+    discard: offer UNMAP where the image can trim.
 
     Calls may run concurrently; a unit attention is reported to exactly one of them.
     """
@@ -642,7 +650,7 @@ cdef class Target:
         return PyBytes_FromStringAndSize(<char *> self.unit.serial, self.unit.serial_length).decode()
 
     def raise_unit_attention(self, uint8_t asc, uint8_t ascq):
-        """The next command but INQUIRY, REPORT LUNS and REQUEST SENSE fails with this, once: 0x2A, 0x09 after a resize."""
+        """The next command but INQUIRY, REPORT LUNS and REQUEST SENSE fails with this, once; 0x2A, 0x09: resized."""
         scsi_attention(&self.unit, (<uint32_t> asc << 8) | ascq)
 
     def execute(self, cdb, data_out=b"", uint32_t allocation=0, *, int disk_status=0):

@@ -8,10 +8,9 @@ from libc.string cimport memcpy, memset
 from hvcore.scsi.sense cimport ASC_INVALID_FIELD_IN_CDB, KEY_ILLEGAL_REQUEST
 from hvcore.scsi.srb cimport (
     SCSI_CHECK_CONDITION, SRB_AUTOSENSE_VALID, SRB_BAD_BLOCK_LENGTH, SRB_INVALID_REQUEST)
-from hvcore.scsi.target cimport SCSI_DONE, ScsiPlan, scsi_fail, scsi_refuse
+from hvcore.scsi.target cimport ScsiPlan, scsi_fail, scsi_refuse
 
 from hvcore.errors import ProtocolError
-from hvcore.scsi.result import ScsiResult
 
 
 cdef bint vstor_command(const VstorPacket *request, uint32_t version, uint8_t *cdb, ScsiPlan *plan) noexcept nogil:
@@ -67,8 +66,8 @@ def complete(packet, result):
 def execute(target, packet, data_out=b"", *, uint32_t version=VSTOR_WIN8_1):
     """Answers an EXECUTE_SRB packet: (response packet, bytes for the guest's buffer).
 
-    The packet's data_transfer_length is the size of the guest's buffer; data_out is its content for a write. The address
-    is not looked at. ProtocolError: what would be a fault of the channel (short packet, other operation, buffer and
+    The packet's data_transfer_length is the size of the guest's buffer; data_out is its content for a write. The
+    address is not looked at. ProtocolError: what would be a fault of the channel (short packet, other operation, buffer and
     data_transfer_length that do not agree).
     """
     cdef VstorPacket request
