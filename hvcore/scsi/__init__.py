@@ -1,6 +1,6 @@
 """The SCSI target: CDBs in, statuses, data and sense out, over any disk backend, without a bus."""
 
-from hvcore.scsi.result import ScsiResult
+from hvcore.scsi.result import MediaAccess, ScsiResult
 from hvcore.scsi.target import Target, absent, report_luns
 
-__all__ = ["ScsiResult", "Target", "absent", "report_luns"]
+__all__ = ["MediaAccess", "ScsiResult", "Target", "absent", "report_luns"]

@@ -1,6 +1,19 @@
-"""What a SCSI command led to."""
+"""What a SCSI command asks for, and what it led to."""
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class MediaAccess:
+    """What a command does to the medium: `action` over `length` bytes at `offset`; fua: not only to or from a cache.
+
+    action: "read", "write", "flush", "verify", "trim", "write same", or "parameters": a list decides what is done.
+    """
+
+    action: str
+    offset: int = 0
+    length: int = 0
+    fua: bool = False
 
 
 @dataclass(frozen=True, slots=True)

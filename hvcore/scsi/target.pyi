@@ -1,7 +1,7 @@
 from collections.abc import Iterable
 from typing import Any, final
 
-from hvcore.scsi.result import ScsiResult
+from hvcore.scsi.result import MediaAccess, ScsiResult
 
 @final
 class Target:
@@ -22,6 +22,9 @@ class Target:
     @property
     def serial(self) -> str: ...
     def raise_unit_attention(self, asc: int, ascq: int) -> None: ...
+    def media_access(
+        self, cdb: bytes | bytearray | memoryview, buffer_length: int = 0, *, to_guest: bool = True
+    ) -> MediaAccess | None: ...
     def execute(
         self,
         cdb: bytes | bytearray | memoryview,

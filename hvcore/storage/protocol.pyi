@@ -1,6 +1,8 @@
 from hvcore.scsi.result import ScsiResult
 from hvcore.scsi.target import Target
 
+INTERFACES: dict[str, bytes]
+
 def complete(packet: bytes | bytearray | memoryview, result: ScsiResult) -> bytes: ...
 def execute(
     target: Target,

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from hvcore.disk.ram import RamDisk
-from hvcore.scsi import Target, absent, report_luns
+from hvcore.scsi import MediaAccess, Target, absent, report_luns
 
 BLOCKS = 64
 GOOD = (0, 1, (0, 0, 0))
@@ -15,6 +15,7 @@ BAD_OPCODE = (2, 0x86, (5, 0x20, 0))
 BAD_LIST = (2, 0x86, (5, 0x26, 0))
 BAD_LIST_LENGTH = (2, 0x86, (5, 0x1A, 0))
 PROTECTED = (2, 0x84, (7, 0x27, 0))
+ATTENTION = (2, 0x84, (6, 0x2A, 9))
 BLOCK = bytes(range(256)) * 2
 
 
@@ -427,6 +428,42 @@ def test_write_and_verify_compare_bits(op, bits, expected):
     assert outcome(make().execute(cdb_of(op, 0, 1, bits), BLOCK)) == expected
 
 
+@pytest.mark.parametrize(
+    "cdb, to_guest, expected",
+    [
+        (cdb_of(0x28, 3, 2), True, MediaAccess("read", 1536, 1024)),
+        (cdb_of(0x28, 3, 2, 0x10), True, MediaAccess("read", 1536, 1024)),
+        (cdb_of(0x88, 3, 2, 0x08), True, MediaAccess("read", 1536, 1024, fua=True)),
+        (cdb_of(0x0A, 3, 2), False, MediaAccess("write", 1536, 1024)),
+        (cdb_of(0x2A, 3, 2), False, MediaAccess("write", 1536, 1024)),
+        (cdb_of(0x2A, 3, 2, 0x08), False, MediaAccess("write", 1536, 1024, fua=True)),
+        (cdb_of(0xAA, 3, 2, 0x18), False, MediaAccess("write", 1536, 1024, fua=True)),
+        (cdb_of(0x2E, 3, 2), False, MediaAccess("write", 1536, 1024, fua=True)),
+        (cdb_of(0xAE, 3, 2), False, MediaAccess("write", 1536, 1024, fua=True)),
+        (cdb_of(0x8F, 3, 2, 2), False, MediaAccess("verify", 1536, 1024)),
+        (cdb_of(0x8F, 3, 2), False, None),
+        (cdb_of(0x35, 0, 0), True, MediaAccess("flush")),
+        (cdb_of(0x91, 3, 2), True, MediaAccess("flush")),
+        (bytes.fromhex("1b 00 00 00 00 00"), True, MediaAccess("flush")),
+        (bytes.fromhex("1b 00 00 00 04 00"), True, None),
+        (cdb_of(0x41, 3, 2), False, MediaAccess("write same", 1536, 1024)),
+        (bytes.fromhex("42 00 00000000 00 0400 00"), False, MediaAccess("parameters")),
+        (cdb_of(0x28, 63, 2), True, None),
+        (bytes(6), True, None),
+    ],
+)
+def test_media_access(cdb, to_guest, expected):
+    """FUA makes a write durable before it completes, as WRITE AND VERIFY always is."""
+    target = make()
+    target.raise_unit_attention(0x2A, 9)
+    assert target.media_access(cdb, 1024, to_guest=to_guest) == expected
+    assert outcome(target.execute(bytes(6))) == ATTENTION
+
+
+def test_nothing_is_flushed_for_a_read_of_a_read_only_disk():
+    assert make(read_only=True).media_access(cdb_of(0x28, 0, 1, 8), 512) == MediaAccess("read", 0, 512)
+
+
 # ---- UNMAP and WRITE SAME (9.8, 9.9)
 
 
@@ -579,9 +616,6 @@ def attentive():
     target = make()
     target.raise_unit_attention(0x2A, 0x09)
     return target
-
-
-ATTENTION = (2, 0x84, (6, 0x2A, 9))
 
 
 @pytest.mark.parametrize("cdb", [bytes(6), cdb_of(0x2A, 0, 1), b"\x85" + bytes(15), bytes.fromhex("25") + bytes(9)])

@@ -8,7 +8,7 @@ import pytest
 from hvcore.disk.ram import RamDisk
 from hvcore.errors import ProtocolError
 from hvcore.scsi import ScsiResult, Target, absent, report_luns
-from hvcore.storage import protocol
+from hvcore.storage import packet, protocol
 from hvcore.storage.packet import (
     FibreChannelData,
     Operation,
@@ -336,6 +336,19 @@ def test_response_echoes_the_address():
 
 
 # ---- the Python codec
+
+
+def test_interface_guids():
+    """Section 1."""
+    expected = {
+        "scsi": bytes.fromhex("d96361ba a104 294d b605 72e2ffb1dc7f"),
+        "ide": bytes.fromhex("32264132 cb86 a244 9b5c 50d1417354f5"),
+        "fibre channel": bytes.fromhex("4acc9b2f 6900 f34a b76b 6fd0be528cda"),
+    }
+    assert protocol.INTERFACES == expected
+    uuids = (packet.SCSI_INTERFACE, packet.IDE_INTERFACE, packet.FIBRE_CHANNEL_INTERFACE)
+    assert [uuid.bytes_le for uuid in uuids] == list(expected.values())
+
 
 WAITING = PacketFlag.REQUEST_COMPLETION
 

@@ -21,7 +21,12 @@ from hvcore.scsi.mode cimport MODE_SAVED, mode_has, mode_header, mode_select, mo
 from hvcore.scsi.sense cimport *
 from hvcore.scsi.srb cimport *
 
-from hvcore.scsi.result import ScsiResult
+from hvcore.scsi.result import MediaAccess, ScsiResult
+
+cdef dict ACTIONS = {
+    SCSI_READ: "read", SCSI_WRITE: "write", SCSI_FLUSH: "flush", SCSI_VERIFY: "verify", SCSI_PARAMETERS: "parameters",
+    SCSI_TRIM: "trim", SCSI_WRITE_SAME: "write same",
+}
 
 cdef extern from *:
     int trailing_zeros "__builtin_ctz"(unsigned int value) noexcept nogil
@@ -652,6 +657,21 @@ cdef class Target:
     def raise_unit_attention(self, uint8_t asc, uint8_t ascq):
         """The next command but INQUIRY, REPORT LUNS and REQUEST SENSE fails with this, once; 0x2A, 0x09: resized."""
         scsi_attention(&self.unit, (<uint32_t> asc << 8) | ascq)
+
+    def media_access(self, cdb, uint32_t buffer_length=0, *, bint to_guest=True):
+        """The MediaAccess that a CDB with a buffer of this size would ask for; None: it is answered without the medium.
+
+        Nothing is executed, a pending unit attention stays pending.
+        """
+        cdef uint8_t command[CDB_MAX]
+        cdef ScsiUnit unit = self.unit
+        cdef ScsiPlan plan
+        load_cdb(cdb, command)
+        unit.unit_attention = 0
+        scsi_plan(&unit, command, buffer_length, to_guest, &plan)
+        if plan.action == SCSI_DONE:
+            return None
+        return MediaAccess(ACTIONS[plan.action], plan.offset, plan.length, bool(plan.fua))
 
     def execute(self, cdb, data_out=b"", uint32_t allocation=0, *, int disk_status=0):
         """Executes one CDB of 1 to 16 bytes and returns a ScsiResult; blocks without the GIL while the disk works.

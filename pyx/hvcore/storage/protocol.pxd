@@ -238,6 +238,6 @@ cdef inline void vstor_complete(const VstorPacket *request, const ScsiPlan *plan
 
 
 # The checks of the request itself that fail the SRB (5.3, checks 3 and 4), and the CDB with the bytes beyond its length
-# zeroed. The packet had at least 48 bytes; missing ones are zero (check 2 is the caller's). True: `cdb` is ready for scsi_plan, scsi_absent or
-# scsi_report_luns; False: the plan holds the answer.
+# zeroed. request: a private copy of at least 48 bytes of packet, then zeros (check 2 is the caller's). True: `cdb`
+# is ready for scsi_plan, scsi_absent or scsi_report_luns; False: the plan holds the answer.
 cdef bint vstor_command(const VstorPacket *request, uint32_t version, uint8_t *cdb, ScsiPlan *plan) noexcept nogil

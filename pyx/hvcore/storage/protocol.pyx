@@ -13,6 +13,14 @@ from hvcore.scsi.target cimport ScsiPlan, scsi_fail, scsi_refuse
 from hvcore.errors import ProtocolError
 
 
+# Interface GUIDs as they lie in an offer.
+INTERFACES = {
+    "scsi": PyBytes_FromStringAndSize(<const char *> GUID_SCSI, 16),
+    "ide": PyBytes_FromStringAndSize(<const char *> GUID_IDE, 16),
+    "fibre channel": PyBytes_FromStringAndSize(<const char *> GUID_FIBRE_CHANNEL, 16),
+}
+
+
 cdef bint vstor_command(const VstorPacket *request, uint32_t version, uint8_t *cdb, ScsiPlan *plan) noexcept nogil:
     cdef const VstorScsiRequest *asked = &request.u.scsi
     if asked.length < VSTOR_SCSI_BYTES_WIN7 or (version >= VSTOR_WIN8 and asked.length != VSTOR_SCSI_BYTES):
@@ -67,8 +75,8 @@ def execute(target, packet, data_out=b"", *, uint32_t version=VSTOR_WIN8_1):
     """Answers an EXECUTE_SRB packet: (response packet, bytes for the guest's buffer).
 
     The packet's data_transfer_length is the size of the guest's buffer; data_out is its content for a write. The
-    address is not looked at. ProtocolError: what would be a fault of the channel (short packet, other operation, buffer and
-    data_transfer_length that do not agree).
+    address is not looked at. ProtocolError: what would be a fault of the channel (short packet, other operation, buffer
+    and data_transfer_length that do not agree).
     """
     cdef VstorPacket request
     cdef ScsiPlan plan
