@@ -345,7 +345,7 @@ def test_interface_guids():
         "ide": bytes.fromhex("32264132 cb86 a244 9b5c 50d1417354f5"),
         "fibre channel": bytes.fromhex("4acc9b2f 6900 f34a b76b 6fd0be528cda"),
     }
-    assert protocol.INTERFACES == expected
+    assert expected == protocol.INTERFACES
     uuids = (packet.SCSI_INTERFACE, packet.IDE_INTERFACE, packet.FIBRE_CHANNEL_INTERFACE)
     assert [uuid.bytes_le for uuid in uuids] == list(expected.values())
 
