@@ -3,6 +3,10 @@ from typing import Self, final
 
 @final
 class Region:
+    @property
+    def fd(self) -> int: ...
+    @property
+    def size(self) -> int: ...
     @staticmethod
     def create(size: int, name: str = "hvcore") -> Region: ...
     @staticmethod
