@@ -16,7 +16,7 @@ MODULES = {
     "scsi": ["inquiry", "media", "mode", "target"],
     "storage": ["protocol", "vsp", "vsc"],
     "ide": ["dma", "identify", "command", "controller", "device", "driver"],
-    "dispatch": ["floor", "pool", "synthetic", "load"],
+    "dispatch": ["emulated", "floor", "host", "load", "pool", "synthetic", "worker"],
 }
 
 FLAVOR = os.environ.get("HVCORE_FLAVOR", "release")

@@ -30,6 +30,7 @@ class Refusal(IntEnum):
     NOT_PERMITTED = 3
     BUSY = 4
     NOT_RUNNING = 5
+    NO_MEMORY = 6
 
 
 @dataclass(frozen=True, slots=True)

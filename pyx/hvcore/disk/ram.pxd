@@ -5,6 +5,7 @@ from hvcore.disk.ops cimport Backend
 ctypedef struct RamState:
     uint8_t *base                # NULL once closed
     uint64_t size
+    bint read_only
 
 
 cdef class RamDisk(Backend):

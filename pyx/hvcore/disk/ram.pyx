@@ -4,7 +4,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from hvcore.disk.ops cimport DISK_OK, DISK_RANGE, DISK_WRITE_ERROR, Backend, DiskOps, iovec_span
+from hvcore.disk.ops cimport DISK_OK, DISK_RANGE, DISK_READ_ONLY, DISK_WRITE_ERROR, Backend, DiskOps, iovec_span
 from hvcore.linux.syscalls cimport iovec
 
 
@@ -38,6 +38,8 @@ cdef int ram_write(void *pointer, uint64_t offset, const iovec *iov, int count, 
     cdef RamState *state = <RamState *> pointer
     cdef int64_t total = iovec_span(state.size, offset, iov, count)
     cdef int i
+    if state.read_only:
+        return DISK_READ_ONLY
     if total <= 0:
         return <int> total
     for i in range(count):
@@ -53,6 +55,8 @@ cdef int ram_flush(void *pointer) noexcept nogil:
 cdef int ram_trim(void *pointer, uint64_t offset, uint64_t length) noexcept nogil:
     cdef RamState *state = <RamState *> pointer
     cdef uint64_t end, first, last
+    if state.read_only:
+        return DISK_READ_ONLY
     if offset > state.size or state.size - offset < length:
         return DISK_RANGE
     end = offset + length
@@ -76,9 +80,9 @@ OPS.trim = ram_trim
 
 @cython.final
 cdef class RamDisk(Backend):
-    """`size` bytes of memory, zero at first; pages are taken as they are written."""
+    """`size` bytes of memory, zero at first; pages are taken as they are written. physical_sector_size None: sector_size."""
 
-    def __cinit__(self, uint64_t size, *, uint32_t sector_size=512):
+    def __cinit__(self, uint64_t size, *, uint32_t sector_size=512, bint read_only=False, physical_sector_size=None):
         cdef void *base
         if sector_size != 512 and sector_size != 4096:
             raise ValueError(f"the sector size is 512 or 4096, not {sector_size}")
@@ -91,8 +95,10 @@ cdef class RamDisk(Backend):
         self.state.size = size
         self.ref.state = &self.state
         self.ref.size_bytes = size
-        self.ref.sector_size = self.ref.physical_sector_size = sector_size
-        self.ref.can_trim = True
+        self.ref.sector_size = sector_size
+        self.ref.physical_sector_size = sector_size if physical_sector_size is None else physical_sector_size
+        self.ref.read_only = self.state.read_only = read_only
+        self.ref.can_trim = not read_only
         self.ref.ops = &OPS
 
     def close(self):

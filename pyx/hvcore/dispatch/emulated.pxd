@@ -43,6 +43,7 @@ ctypedef struct EmulatedHost:
     Pool *pool
     int worker_bell              # eventfd: unused by the host but to wait
     uint64_t faults              # answers of a worker that were not believed
+    bint unavailable             # there is no worker and will be none: requests are aborted at once
     bint broken                  # the worker broke the protocol: it must be ended
     EmulatedChannel channels[2]
 
@@ -63,5 +64,7 @@ cdef bint emulated_ready(EmulatedHost *host) noexcept nogil
 # The worker is there (shared: zeroed memory), or is gone: what it had in hand is aborted, what waits goes on waiting.
 cdef void emulated_worker(EmulatedHost *host, HandOver *shared) noexcept nogil
 cdef void emulated_worker_lost(EmulatedHost *host) noexcept nogil
-# Drops the requests of a closing channel that the worker has not got yet.
+# There will be no worker: aborts what waits and what will come, until emulated_worker.
+cdef void emulated_unavailable(EmulatedHost *host) noexcept nogil
+# Aborts the requests that wait for the worker, of one Vsp or (NULL) of all.
 cdef void emulated_drop(EmulatedHost *host, void *vsp) noexcept nogil

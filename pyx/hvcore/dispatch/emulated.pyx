@@ -1,5 +1,6 @@
 """The emulated path, host side (see emulated.pxd)."""
 
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from hvcore.disk.ops cimport (
@@ -109,6 +110,9 @@ cdef void emulated_execute(void *context, VspRequest *request) noexcept nogil:
     if action != SCSI_READ and action != SCSI_WRITE and action != SCSI_FLUSH and action != VSP_IDENTIFY:
         synthetic_execute(disk.host.pool, request)   # verify, unmap, write same: the VSP's own (design: step 4)
         return
+    if disk.host.unavailable:
+        vsp_abort(request)
+        return
     if request.iov_count > HANDOVER_SEGMENTS:
         vsp_finish(request, DISK_RANGE)
         return
@@ -197,7 +201,8 @@ cdef bint emulated_check(EmulatedChannel *channel, const HandOverAnswer *answer)
         return request.plan.action == SCSI_FLUSH or channel.flushing
     if answer.kind != IDE_REQUEST_READ and answer.kind != IDE_REQUEST_WRITE:
         return False
-    if request.plan.action != (SCSI_WRITE if channel.job_write else SCSI_READ):
+    if channel.job_write != (request.plan.action == SCSI_WRITE) or (
+            not channel.job_write and request.plan.action != SCSI_READ):
         return False
     if answer.lba >= <uint64_t> 1 << 48 or answer.sectors == 0 or answer.sectors > HANDOVER_PIO // SECTOR:
         return False
@@ -313,8 +318,8 @@ cdef void emulated_message(EmulatedChannel *channel) noexcept nogil:
     if answer.operation == HANDOVER_MEDIA and emulated_check(channel, &answer):
         emulated_media(channel)
     elif answer.operation == HANDOVER_RESULT:
-        count64(&vsp.counters.port_accesses, answer.port_accesses & 0xffffffff)
-        count64(&vsp.counters.bytes_copied, answer.bytes_copied & 0xffffffff)
+        count64(&vsp.counters.port_accesses, <uint32_t> answer.port_accesses)
+        count64(&vsp.counters.bytes_copied, <uint32_t> answer.bytes_copied)
         trace_stamp(vsp.trace, request.trace_id, request.transaction_id, HOP_WORKER_DONE, vsp.relid)
         emulated_end(channel, emulated_result(channel, &answer))
     else:
@@ -350,6 +355,7 @@ cdef void emulated_worker(EmulatedHost *host, HandOver *shared) noexcept nogil:
     cdef int i
     host.shared = shared
     host.broken = False
+    host.unavailable = False
     for i in range(2):
         host.channels[i].shared = &shared.channels[i]
         host.channels[i].posted = 0
@@ -374,6 +380,11 @@ cdef void emulated_worker_lost(EmulatedHost *host) noexcept nogil:
             vsp_abort(request)
 
 
+cdef void emulated_unavailable(EmulatedHost *host) noexcept nogil:
+    host.unavailable = True
+    emulated_drop(host, NULL)
+
+
 cdef void emulated_drop(EmulatedHost *host, void *vsp) noexcept nogil:
     cdef int i
     cdef EmulatedChannel *channel
@@ -386,7 +397,7 @@ cdef void emulated_drop(EmulatedHost *host, void *vsp) noexcept nogil:
         while waiting != NULL:
             request = waiting
             waiting = request.next
-            if request.owner == vsp:
+            if vsp == NULL or request.owner == vsp:
                 vsp_abort(request)
                 continue
             request.next = NULL

@@ -72,7 +72,7 @@ cdef extern from *:
         uint64_t trace_id
         int32_t media_status
         uint32_t segment_count
-        Segment *segments
+        Segment[72] segments
     ctypedef struct HandOverAnswer "hv_handover_answer":
         uint32_t answered
         uint32_t operation
@@ -86,17 +86,17 @@ cdef extern from *:
         uint32_t segment_count
         uint64_t port_accesses
         uint64_t bytes_copied
-        Segment *segments
+        Segment[72] segments
     ctypedef struct HandOverChannel "hv_handover_channel":
         HandOverRequest request
         HandOverAnswer answer
-        uint8_t *pio
+        uint8_t[131072] pio
     ctypedef struct HandOver "hv_handover":
         uint32_t worker_sleep
         uint32_t host_sleep
         uint32_t stop
-        uint8_t *trace
-        HandOverChannel *channels
+        uint8_t[61440] trace
+        HandOverChannel[2] channels
     enum:
         HANDOVER_ANSWER_HEADER "offsetof(hv_handover_answer, segments)"
         HANDOVER_BYTES "sizeof(hv_handover)"

@@ -17,8 +17,8 @@ from libc.string cimport memset
 from hvcore.disk.ops cimport Backend
 from hvcore.dispatch.emulated cimport (
     EmulatedDisk, EmulatedHost, emulated_drop, emulated_execute, emulated_init, emulated_poll, emulated_ready,
-    emulated_worker, emulated_worker_lost)
-from hvcore.dispatch.handover cimport HANDOVER_BYTES, HANDOVER_TRACE_BYTES, HandOver
+    emulated_unavailable, emulated_worker, emulated_worker_lost)
+from hvcore.dispatch.handover cimport HANDOVER_BYTES, HandOver
 from hvcore.dispatch.pool cimport Pool, PoolJob, pool_start, pool_stop, pool_take_done
 from hvcore.dispatch.synthetic cimport MediaJob, synthetic_execute
 from hvcore.linux.atomics cimport (
@@ -48,6 +48,7 @@ cdef extern from "<sys/epoll.h>" nogil:
 cdef enum:
     DISKS_MAX = 64
 
+HANDOVER_SIZE = (HANDOVER_BYTES + 4095) // 4096 * 4096       # of the memory shared with a worker
 FAULTS = ("", "ring", "packet", "range", "length", "operation")
 STATES = ("begin", "query version", "query properties", "end initialization", "ready")
 
@@ -456,6 +457,16 @@ cdef class Dispatch:
         with nogil:
             self.lock()
             emulated_worker(&self.loop.emulated, <HandOver *> self.worker_region.base)
+            self.unlock()
+
+    def worker_unavailable(self):
+        """There is no worker and none will come: emulated requests are aborted at once, until worker_attached()."""
+        cdef int i
+        with nogil:
+            self.lock()
+            emulated_unavailable(&self.loop.emulated)
+            for i in range(self.loop.disk_count):
+                vsp_publish(&self.loop.disks[i].vsp)
             self.unlock()
 
     def worker_lost(self):

@@ -8,7 +8,7 @@ from hvcore.linux.atomics cimport count64
 from hvcore.memory.guest cimport pfn_pointer
 from hvcore.metrics.trace cimport trace_stamp
 from hvcore.scsi.target cimport (
-    SCSI_DONE, SCSI_LIST_MAX, SCSI_PARAMETERS, ScsiPlan, scsi_absent, scsi_fail, scsi_finish, scsi_parameters, scsi_plan,
+    SCSI_DONE, SCSI_PARAMETERS, ScsiPlan, scsi_absent, scsi_fail, scsi_finish, scsi_parameters, scsi_plan,
     scsi_refuse, scsi_report_luns)
 from hvcore.storage.hops cimport HOP_COMPLETED, HOP_RECEIVED
 from hvcore.storage.protocol cimport (
@@ -268,7 +268,7 @@ cdef int vsp_execute(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packe
         else:
             scsi_plan(request.unit, cdb, wanted, srb.data_in, plan)
             if plan.action == SCSI_PARAMETERS:
-                vsp_parameters(vsp, request, cdb, min(wanted, <uint32_t> SCSI_LIST_MAX))
+                vsp_parameters(vsp, request, cdb, min(wanted, plan.data_length))
         if plan.action == SCSI_DONE and vsp.identify and cdb[0] == 0x12 and plan.srb_status == 1:
             plan.action = VSP_IDENTIFY
         elif plan.action != SCSI_DONE:

@@ -1,0 +1,198 @@
+"""The Python face of a host: start one or join one, make VMs, attach to them."""
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from hvcore.errors import HostError
+from hvcore.partition.child import Child
+from hvcore.partition.config import DiskConfig, VmConfig
+from hvcore.partition.guest import Guest
+from hvcore.partition.process import end, spawn
+from hvcore.partition.rpc import VERSION, Caller
+
+END_PATIENCE = 10.0
+
+
+class Host:
+    """A host process: `with Host() as host` starts a private one that ends with it; Host.connect(path) joins one that runs.
+
+    Calls are for one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._vms: dict[str, VirtualMachine] = {}
+        self._guests: list[Guest] = []
+        self._children: list[Child] = []
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = spawn("hvcore.partition.host", [str(theirs.fileno())], [theirs.fileno()])
+        self._caller = Caller(ours)
+        self._private = True
+        self.closed = False
+        self._check()
+
+    @classmethod
+    def connect(cls, path: str | os.PathLike[str]) -> Self:
+        """Joins the host behind a control socket (`hvcore serve`). Closing then leaves host and VMs as they are."""
+        self = cls.__new__(cls)
+        self._vms, self._guests, self._children = {}, [], []
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(os.fspath(path))
+        except OSError as error:
+            sock.close()
+            raise HostError(f"no host answers at {os.fspath(path)}: {error.strerror or error}") from None
+        self._process = None
+        self._caller = Caller(sock)
+        self._private = False
+        self.closed = False
+        self._check()
+        return self
+
+    def _check(self) -> None:
+        try:
+            answer = self.call("version")
+            if answer["protocol"] != VERSION:
+                raise HostError(f"the host speaks version {answer['protocol']} of the control protocol, not {VERSION}")
+            self.pid: int = answer["pid"]
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, method: str, **params: Any) -> Any:
+        """A method of the control socket."""
+        if self.closed:
+            raise HostError("the host is closed")
+        return self._caller.call(method, **params)
+
+    def create_vm(
+        self, name: str, memory: str | int = "64M", disks: Iterable[DiskConfig | str | os.PathLike[str]] = ()
+    ) -> "VirtualMachine":
+        """Makes a VM and opens its images. memory: bytes, or text like "64M". ValueError, HostError."""
+        config = VmConfig.make(name, memory, disks)
+        absolute = config.to_json()
+        for disk in absolute["disks"]:
+            disk["image"] = os.path.abspath(disk["image"])
+        self.call("create", config=absolute)
+        self._vms[name] = VirtualMachine(self, name)
+        return self._vms[name]
+
+    def vm(self, name: str) -> "VirtualMachine":
+        """A VM that exists, by name."""
+        if not any(vm["name"] == name for vm in self.list()):
+            raise HostError(f"there is no VM {name!r}")
+        return self._vms.setdefault(name, VirtualMachine(self, name))
+
+    def list(self) -> list[dict[str, Any]]:
+        """What each VM is and does."""
+        found: list[dict[str, Any]] = self.call("list")
+        return found
+
+    def events(self, after: int = 0) -> list[dict[str, Any]]:
+        """What happened since the event numbered `after`."""
+        found: list[dict[str, Any]] = self.call("events", after=after)
+        return found
+
+    def attach(self, name: str) -> tuple[socket.socket, list[dict[str, Any]]]:
+        """A socket on which to attach as the VM's child partition (docs/vmbus-user.md), and what its disks are."""
+        if self.closed:
+            raise HostError("the host is closed")
+        answer, descriptors = self._caller.call_with_descriptors("attach", vm=name)
+        if len(descriptors) != 1:
+            for fd in descriptors:
+                os.close(fd)
+            raise HostError("the host sent no socket to attach to")
+        return socket.socket(fileno=descriptors[0]), answer["disks"]
+
+    def forget(self, name: str) -> None:
+        self._vms.pop(name, None)
+
+    def keep(self, user: Guest | Child) -> None:
+        """Closed with the host, before it."""
+        self._guests = [guest for guest in self._guests if not guest.closed]
+        self._children = [child for child in self._children if not child.closed]
+        if isinstance(user, Guest):
+            self._guests.append(user)
+        else:
+            self._children.append(user)
+
+    def close(self) -> None:
+        """Detaches guests, ends children; a private host ends with all its VMs. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        for user in [*self._guests, *self._children]:
+            with contextlib.suppress(HostError):
+                user.close()
+        self._caller.close()
+        if self._process is not None:
+            end(self._process, END_PATIENCE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class VirtualMachine:
+    """One VM of a host."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self.host = host
+        self.name = name
+
+    def start(self) -> None:
+        """Starts its worker, when it has emulated disks; then a guest can attach."""
+        self.host.call("start", vm=self.name)
+
+    def stop(self) -> None:
+        """Ends its guest and worker. Idempotent."""
+        self.host.call("stop", vm=self.name)
+
+    def delete(self) -> None:
+        """Stops it and closes its images."""
+        self.host.call("delete", vm=self.name)
+        self.host.forget(self.name)
+
+    def attach(self, timeout: float = 30.0) -> Guest:
+        """This process becomes the VM's child partition, until the Guest is closed."""
+        sock, disks = self.host.attach(self.name)
+        guest = Guest(sock, disks, timeout=timeout)
+        self.host.keep(guest)
+        return guest
+
+    def run(self, target: str, *arguments: Any) -> Child:
+        """The child partition in a process of its own, which calls `target`, "package.module:function", as
+        function(guest, *arguments). Arguments and result travel by pickle."""
+        sock, disks = self.host.attach(self.name)
+        with sock:
+            child = Child(sock.fileno(), disks, target, arguments, search=sys.path)
+        self.host.keep(child)
+        return child
+
+    def counters(self) -> dict[str, Any]:
+        """Of each disk since the VM was made: see hvcore.metrics.counters."""
+        found: dict[str, Any] = self.host.call("counters", vm=self.name)
+        return found
+
+    def trace(self, enable: bool | None = None) -> dict[str, Any]:
+        """Turns the tracing of requests on or off; the stamps since the last call."""
+        found: dict[str, Any] = self.host.call("trace", vm=self.name, enable=enable)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        return next(vm for vm in self.host.list() if vm["name"] == self.name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if not self.host.closed:
+            with contextlib.suppress(HostError):
+                self.delete()

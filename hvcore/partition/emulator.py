@@ -1,0 +1,79 @@
+"""A VM's worker process as its host sees it: started, told of guests, and replaced when it dies."""
+
+import array
+import json
+import os
+import socket
+
+from hvcore.dispatch.host import HANDOVER_SIZE, Dispatch
+from hvcore.errors import HostError
+from hvcore.memory.region import Region
+from hvcore.partition.process import end, kill, spawn
+
+START_TIMEOUT = 30.0  # a loaded machine may take long to start an interpreter
+ANSWER_TIMEOUT = 10.0
+END_PATIENCE = 2.0
+
+Drive = tuple[int, int, int, bool, str, int]  # see hvcore.dispatch.worker.Worker
+
+
+class Emulator:
+    """One worker process. Its end shows as pidfd becoming readable; the owner then calls lost() and may start another."""
+
+    def __init__(self, dispatch: Dispatch, drives: list[Drive]) -> None:
+        """Starts the process and waits until it serves. HostError when it does not."""
+        self._dispatch = dispatch
+        self._attached = False
+        self.shared = Region.create(HANDOVER_SIZE, "hvcore-worker")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sock = ours
+        with theirs:
+            self.process = spawn("hvcore.worker", [str(theirs.fileno())], [theirs.fileno()])
+        try:
+            self.pidfd = os.pidfd_open(self.process.pid)
+        except BaseException:
+            kill(self.process)
+            ours.close()
+            raise
+        try:
+            self._tell({"drives": drives}, [self.shared.fd, dispatch.worker_bell], START_TIMEOUT)
+            dispatch.worker_attached(self.shared)
+            self._attached = True
+        except BaseException:
+            self.close()
+            raise
+
+    def _tell(self, message: object, descriptors: list[int], timeout: float) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        try:
+            self._sock.settimeout(timeout)
+            self._sock.sendmsg([json.dumps(message).encode()], rights, socket.MSG_NOSIGNAL)
+            answer = self._sock.recv(4096)
+        except OSError as error:
+            raise HostError(f"the worker process does not answer: {error}") from None
+        if json.loads(answer or b"{}") != {"done": True}:
+            raise HostError("the worker process ended while it was starting")
+
+    def memory(self, memory: Region | None) -> None:
+        """A guest's memory, or that there is none. No request may be in flight. HostError: the worker is of no use."""
+        self._tell({"memory": memory is not None}, [memory.fd] if memory is not None else [], ANSWER_TIMEOUT)
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        """At once: whatever it had in hand is lost."""
+        kill(self.process)
+
+    def close(self) -> None:
+        """Ends the process, aborts what it had in hand, and gives everything back. Idempotent."""
+        self._sock.close()
+        end(self.process, END_PATIENCE)
+        if self._attached:  # only now: until it ended the worker may still write into the guest's pages
+            self._attached = False
+            self._dispatch.worker_lost()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+        self.shared.close()
