@@ -28,12 +28,16 @@ def build(flavor: str) -> dict[str, str]:
     (library,) = (TOP / "build" / flavor).glob("lib.*")
     runtimes = ["libasan.so", "libubsan.so"] if flavor == "address" else ["libtsan.so"]
     find = [subprocess.check_output(["gcc", f"-print-file-name={name}"], text=True).strip() for name in runtimes]
-    return env | OPTIONS | {
-        "LD_PRELOAD": " ".join(find),
-        "PYTHONSAFEPATH": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONPATH": f"{library}{os.pathsep}{TOP}",
-    }
+    return (
+        env
+        | OPTIONS
+        | {
+            "LD_PRELOAD": " ".join(find),
+            "PYTHONSAFEPATH": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": f"{library}{os.pathsep}{TOP}",
+        }
+    )
 
 
 def pytest(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
