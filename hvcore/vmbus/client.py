@@ -82,10 +82,13 @@ class ClientChannel:
 
 
 class VmbusClient:
-    """The guest's VMBus. `send(payload, connection_id)` posts one message and may block; it is never called from
-    receive(). on_offer and on_rescind are called by the thread that feeds receive(): they must not block on the
-    client (ST-4); a rescinded channel is given back with release(). Timeouts are in seconds; None takes the default
-    of the client. Calls may run concurrently, except that one thread at a time works on one channel."""
+    """The guest's VMBus. `send(payload, connection_id)` posts one message and may block; receive() never calls it.
+
+    on_offer and on_rescind are called by the thread that feeds receive(): they must neither wait nor post, but leave
+    it to another thread to open a channel, or to release() a rescinded one (ST-4). Timeouts are in seconds; None
+    takes the default of the client. Calls may run concurrently, except that one thread at a time works on one
+    channel.
+    """
 
     def __init__(
         self,
@@ -402,7 +405,9 @@ class VmbusClient:
                 raise ValueError(f"{key} is being waited for already")
             self._pending[key] = None
         try:
-            for message in messages:
+            for number, message in enumerate(messages):
+                if number and time.monotonic() > deadline:  # a host that takes messages slowly (VA-26)
+                    raise TimeoutError(f"the host did not take {messages[0].TYPE.name} in time")
                 self._post(message, connection)
             with self._changed:
                 while self._pending[key] is None:

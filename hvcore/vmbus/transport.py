@@ -72,6 +72,30 @@ class TokenBucket:
         return 0.0
 
 
+def listen(path: str) -> socket.socket:
+    """A nonblocking listening socket at `path`, mode 0600. What a host that is gone left there is removed first;
+    OSError when another host listens, or something else is there."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        os.fchmod(sock.fileno(), 0o600)  # before bind(), so that the file never has another mode
+        try:
+            sock.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+                if probe.connect_ex(path) != errno.ECONNREFUSED or not Path(path).is_socket():
+                    raise
+            Path(path).unlink()
+            sock.bind(path)
+        sock.listen()
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def peer_user(sock: socket.socket) -> int:
     """User id of the process that connected to a named socket."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -368,7 +392,7 @@ class GuestEndpoint:
 
     def send(self, message: bytes, connection_id: int, timeout: float | None = 10.0) -> None:
         """Posts one control message; keeps to the rate that the host announced, and waits while the socket is full.
-        GuestGone when the host is gone, TimeoutError when it takes nothing for `timeout` seconds."""
+        GuestGone when the host is gone, TimeoutError when it would take nothing for `timeout` seconds."""
         if len(message) > MAX_PAYLOAD:
             raise ValueError(f"message of {len(message)} bytes, the limit is {MAX_PAYLOAD}")
         datagram = MESSAGE_HEADER.pack(connection_id, VMBUS_MESSAGE) + message
@@ -376,6 +400,8 @@ class GuestEndpoint:
         with self._sending:
             with self._state:
                 while not self._closing and (wait := self._bucket.take()):
+                    if timeout is not None and wait > timeout:
+                        raise TimeoutError("the host announced a lower rate")
                     self._state.wait(wait)
             while True:
                 if self._closing:

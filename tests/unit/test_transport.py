@@ -32,6 +32,8 @@ from hvcore.vmbus.transport import (
     GuestEndpoint,
     HostEndpoint,
     TokenBucket,
+    listen,
+    peer_user,
 )
 from tests.reference.attachment import VM, Shared, memfd, pair
 from tests.reference.control import MEMORY_PAGES, ScriptedDevices
@@ -339,6 +341,28 @@ def test_closing_is_quiet():
         assert (host.ended, host.guest.recv(10)) == ([], b"")
 
 
+def test_a_named_socket_is_private_and_reaped(tmp_path):
+    path = str(tmp_path / "vm")
+    with listen(path) as first:
+        assert Path(path).stat().st_mode & 0o777 == 0o600
+        with pytest.raises(OSError, match="in use"):
+            listen(path)
+        first.accept()[0].close()  # the probe of the second
+    with listen(path) as second, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as guest:
+        guest.connect(path)
+        with second.accept()[0] as accepted:
+            assert peer_user(accepted) == os.getuid()
+
+
+def test_another_file_is_not_reaped(tmp_path):
+    path = tmp_path / "vm"
+    path.write_text("mine")
+    before = open_descriptors()
+    with pytest.raises(OSError, match="in use"):
+        listen(str(path))
+    assert (path.read_text(), open_descriptors()) == ("mine", before)
+
+
 # The guest's end
 
 
@@ -505,6 +529,16 @@ def test_sending_to_a_host_that_is_gone():
         host.sock.close()
         with pytest.raises(GuestGone):
             guest.endpoint.send(b"", 4)
+        guest.endpoint.close()
+
+
+def test_a_rate_too_low_to_wait_for():  # VA-26
+    with FakeHost() as host:
+        host.accept = Accept(0, 4 * 4096, 1, 1, VM, 1, 4096)
+        guest = Reading(host)
+        guest.endpoint.send(b"", 4)
+        with pytest.raises(TimeoutError, match="rate"):
+            guest.endpoint.send(b"", 4, timeout=0)
         guest.endpoint.close()
 
 

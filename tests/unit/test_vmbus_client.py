@@ -190,6 +190,14 @@ def test_every_wait_has_a_timeout(name):  # VA-26
         call(script.on(kind).client, channel)
 
 
+def test_a_page_list_that_takes_too_long_to_post():  # VA-26
+    script = Script()
+    channel = script.connected()[0]
+    with pytest.raises(TimeoutError, match="GPADL_HEADER"):
+        script.on(m.GpadlHeader).client.create_gpadl(channel, range(8190), timeout=0)
+    assert script.types()[-1] is m.GpadlHeader
+
+
 def test_connect_that_times_out_is_the_end():
     script = Script().on(m.InitiateContact)
     with pytest.raises(TimeoutError):
