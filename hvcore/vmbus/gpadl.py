@@ -129,15 +129,15 @@ class GpadlTable:
         del self._complete[gpadl.relid, gpadl.handle]
         self.words -= gpadl.words
 
-    def drop_incomplete(self, relid: int | None = None) -> list[int]:
-        """Forgets the incomplete GPADLs of one channel, or all (issue class 9.1 O 2410); their handles."""
-        handles = [handle for handle, a in self._incomplete.items() if relid is None or a.relid == relid]
+    def drop_incomplete(self, relid: int) -> list[int]:
+        """Forgets the incomplete GPADLs of one channel; their handles."""
+        handles = [handle for handle, assembly in self._incomplete.items() if assembly.relid == relid]
         for handle in handles:
             self.words -= self._incomplete.pop(handle).words_needed
         return handles
 
     def drop(self, relid: int) -> None:
-        """Forgets all of one channel."""
+        """Forgets all of one channel, the incomplete ones too (9.1, O 2410)."""
         self.drop_incomplete(relid)
         for gpadl in [gpadl for gpadl in self._complete.values() if gpadl.relid == relid]:
             self.remove(gpadl)

@@ -434,7 +434,6 @@ class VmbusServer:
         self.state = ConnectionState.DISCONNECTING
         self._counts["disconnects"] += 1
         self._next = then
-        self._gpadls.drop_incomplete()
         for channel in list(self._channels.values()):
             match channel.state:
                 case ChannelState.CLOSED | ChannelState.REVOKED | ChannelState.REOFFERED:

@@ -525,6 +525,37 @@ def test_devices_may_call_back_from_within():
     assert channel.state.value == "revoked"
 
 
+def test_a_guest_that_leaves_hears_nothing_more():  # 3.7: nothing is rescinded on the wire
+    rig = Rig(scsi(1), scsi(2))
+    rig.connect()
+    rig.gpadl(1)
+    rig.open(1)
+    rig.devices.close_channel = lambda closing: rig.server.rescind(rig.channels[1]) or True
+    assert rig.says(m.Unload()) == [m.UnloadResponse()]
+    assert len(rig.server.inspect()["channels"]) == 1
+
+
+@pytest.mark.parametrize("state", ["open", "closing, release"])
+def test_a_device_that_goes_again_while_closing(state):
+    rig, channel = in_state(state)
+    rig.server.rescind(channel)
+    rig.server.offer(scsi())
+    rig.server.rescind(channel)
+    rig.take()
+    assert rig.closed(channel) == ([m.RescindChannelOffer(1)] if state == "open" else [])
+    assert len(rig.server.inspect()["channels"]) == (1 if state == "open" else 0)
+    assert channel.state.value == ("revoked" if state == "open" else "released")
+
+
+def test_the_ring_of_an_earlier_open_is_free():
+    rig, _ = in_state("open")
+    rig.devices.close_now = True
+    rig.says(CLOSE)
+    rig.gpadl(1, 0xB0)
+    rig.open(1, 0xB0)
+    assert rig.says(TEARDOWN) == [m.GpadlTorndown(RING)]
+
+
 def test_duplicate_gpadls_fail():  # 3.12 acceptance
     rig = Rig(scsi(1), scsi(2))
     rig.connect()
