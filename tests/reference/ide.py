@@ -172,6 +172,8 @@ class Drive:
         self.heads, self.spt = self.default[1:]
         self.multiple = 128
         self.cache = True
+        self.operation = self.kind = ""
+        self.fua = False
         self.drop()
         self.signature()
 

@@ -60,6 +60,7 @@ cdef int store(void *context, uint32_t address, const void *source, uint32_t byt
 
 
 @cython.final
+@cython.no_gc_clear                  # a cycle's collection must not drop the memory before __dealloc__ releases it
 cdef class Controller:
     """A PIIX4-like IDE controller with two channels of two drives, its ports reached by calls (ide.md).
 
