@@ -19,7 +19,9 @@ channels = st.integers(0, 1)
 bytes_ = st.integers(0, 255)
 # Interesting more often than a die would have it: valid commands, and everything else too.
 commands = st.one_of(
-    st.sampled_from([*reference.TRANSFERS, 0xEC, 0xE7, 0xEA, 0xC6, 0xEF, 0x91, 0x90, 0x06, 0x27, 0xF8, 0x10, 0x70, 0xE5]),
+    st.sampled_from(
+        [*reference.TRANSFERS, 0xEC, 0xE7, 0xEA, 0xC6, 0xEF, 0x91, 0x90, 0x06, 0x27, 0xF8, 0x10, 0x70, 0xE5]
+    ),
     bytes_,
 )
 ports = st.one_of(
@@ -49,7 +51,9 @@ class Machine(RuleBasedStateMachine):
     def start(self, present: Any, read_only: bool, bad: frozenset[int], silent: bool, trim: bool) -> None:
         def drives() -> list[PatternDisk | None]:
             return [
-                PatternDisk(SECTORS, read_only=read_only and i == 1, bad=bad if i != 3 else frozenset()) if here else None
+                PatternDisk(SECTORS, read_only=read_only and i == 1, bad=bad if i != 3 else frozenset())
+                if here
+                else None
                 for i, here in enumerate(present)
             ]
 

@@ -253,7 +253,7 @@ class Drive:
         words[54:57] = [now, self.heads, self.spt] if per_cylinder else [0, 0, 0]
         words[57:59] = [now * per_cylinder & 0xFFFF, now * per_cylinder >> 16]
         if self.number >= 2:
-            words[25] = 0x3120                   # "1.1.1": the characters of a word are swapped
+            words[25] = 0x3120  # "1.1.1": the characters of a word are swapped
         words[59] = 0x100 | self.multiple if self.multiple else 0
         reach = min(self.sectors, 0x0FFFFFFF)
         words[60:62] = [reach & 0xFFFF, reach >> 16]

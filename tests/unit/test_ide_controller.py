@@ -344,6 +344,7 @@ def test_an_image_cannot_call_back(disk):
 
 # Media that take their time
 
+
 @pytest.fixture
 def held(ide):
     ide.media_held = True
@@ -440,7 +441,12 @@ def test_an_enlightened_request_passes_a_drive_in_drq(disk, memory):
 def test_random_accesses_leave_a_working_controller(seed):
     """Section 8: any traffic, media that answer late; afterwards a reset brings everything back."""
     dice = random.Random(seed)
-    disks = [PatternDisk(0x1000, bad=frozenset({3, 40})), None, PatternDisk(0x1000), PatternDisk(0x1000, read_only=True)]
+    disks = [
+        PatternDisk(0x1000, bad=frozenset({3, 40})),
+        None,
+        PatternDisk(0x1000),
+        PatternDisk(0x1000, read_only=True),
+    ]
     memory = bytearray(dice.randbytes(0x20000))
     ide = Controller(disks, memory, trim=True)
     ide.media_held = True
@@ -450,7 +456,9 @@ def test_random_accesses_leave_a_working_controller(seed):
         port = dice.choice(block if dice.random() < 0.7 else others)
         match dice.randrange(9):
             case 0 | 1:
-                ide.outb(port, dice.choice([0x20, 0x30, 0xC8, 0xCA, 0xC4, 0xC5, 0xEC, 0xE0, 0x09, 1, dice.randrange(256)]))
+                ide.outb(
+                    port, dice.choice([0x20, 0x30, 0xC8, 0xCA, 0xC4, 0xC5, 0xEC, 0xE0, 0x09, 1, dice.randrange(256)])
+                )
             case 2:
                 ide.outw(port, dice.randrange(65536))
             case 3:

@@ -42,9 +42,7 @@ def pattern(disk, lba, sectors):
     return b"".join(disk.sector(lba + i) for i in range(sectors))
 
 
-@pytest.mark.parametrize(
-    ("mode", "accesses"), [("dma", 15), ("pio", 2063), ("pio-string", 23), ("pio-multiple", 16)]
-)
+@pytest.mark.parametrize(("mode", "accesses"), [("dma", 15), ("pio", 2063), ("pio-string", 23), ("pio-multiple", 16)])
 def test_port_accesses_of_a_4_kib_read(mode, accesses):
     """6.2, the minimal column; 48-bit addresses cost four more."""
     bench = Bench(PatternDisk(0x20000000))
@@ -58,9 +56,7 @@ def test_port_accesses_of_a_4_kib_read(mode, accesses):
     assert data == pattern(bench.disks[0], 0x10000000, 8)
 
 
-@pytest.mark.parametrize(
-    ("mode", "accesses"), [("dma", 15), ("pio", 2064), ("pio-string", 24), ("pio-multiple", 17)]
-)
+@pytest.mark.parametrize(("mode", "accesses"), [("dma", 15), ("pio", 2064), ("pio-string", 24), ("pio-multiple", 17)])
 def test_port_accesses_of_a_4_kib_write(mode, accesses):
     """4.3: the first block comes without an interrupt, so one more status read than for a read."""
     bench = Bench()
@@ -73,7 +69,8 @@ def test_port_accesses_of_a_4_kib_write(mode, accesses):
 
 
 @pytest.mark.parametrize(
-    ("mode", "interrupts", "copied"), [("dma", 1, 0), ("pio", 8, 4096), ("pio-string", 8, 4096), ("pio-multiple", 1, 4096)]
+    ("mode", "interrupts", "copied"),
+    [("dma", 1, 0), ("pio", 8, 4096), ("pio-string", 8, 4096), ("pio-multiple", 1, 4096)],
 )
 def test_interrupts_and_copies_of_a_4_kib_read(mode, interrupts, copied):
     bench = Bench()

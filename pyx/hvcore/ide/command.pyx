@@ -5,7 +5,6 @@ it and are stored a chunk at a time. The registers advance block by block all th
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 
 from hvcore.disk.ops cimport DISK_OK, DISK_RANGE
 from hvcore.ide.abi cimport (
@@ -46,7 +45,6 @@ from hvcore.ide.channel cimport (
 )
 from hvcore.ide.dma cimport (
     PRD_BAD,
-    PRD_OK,
     PrdChunk,
     bm_to_memory,
     prd_collect,
@@ -137,8 +135,8 @@ cdef bint take_address(IdeDrive *drive, bint ext) noexcept nogil:
     if ext:
         command.addressing = ADDRESS_LBA48
         command.lba = (
-            low | mid << 8 | high << 16
-            | <uint64_t> drive.regs.low[1] << 24 | <uint64_t> drive.regs.mid[1] << 32 | <uint64_t> drive.regs.high[1] << 40
+            low | mid << 8 | high << 16 | <uint64_t> drive.regs.low[1] << 24
+            | <uint64_t> drive.regs.mid[1] << 32 | <uint64_t> drive.regs.high[1] << 40
         )
         return (drive.regs.device & DEVICE_LBA) != 0
     if drive.regs.device & DEVICE_LBA:

@@ -38,7 +38,6 @@ from hvcore.ide.controller cimport (
     ide_write_string,
 )
 from hvcore.ide.dma cimport IdeMemory
-from hvcore.linux.syscalls cimport iovec
 
 
 cdef int fetch(void *context, uint32_t address, void *destination, uint32_t bytes) noexcept nogil:

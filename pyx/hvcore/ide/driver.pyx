@@ -297,10 +297,11 @@ cdef uint32_t block_sectors(const IdeDriver *driver) noexcept nogil:
 
 cdef void move_block(IdeDriver *driver, bint reading) noexcept nogil:
     cdef uint32_t port = driver.command_block + IDE_DATA
-    cdef uint32_t sectors = block_sectors(driver), sector, i
+    cdef uint32_t sectors = block_sectors(driver), left = sectors, i
     cdef uint8_t *data = driver.request.data + <uint64_t> driver.result.sectors_done * IDE_SECTOR
     cdef uint16_t word
-    for sector in range(sectors):
+    while left:
+        left -= 1
         if driver.request.mode != IDE_MODE_PIO:
             if reading:
                 ide_read_string(driver.controller, port, data, IDE_SECTOR_WORDS)
@@ -431,7 +432,8 @@ cdef int ide_driver_step(IdeDriver *driver) noexcept nogil:
 # Python
 
 Result = namedtuple("Result", [
-    "outcome", "status", "error", "bm_status", "sectors_done", "commands", "interrupts", "port_accesses", "bytes_copied",
+    "outcome", "status", "error", "bm_status", "sectors_done", "commands", "interrupts", "port_accesses",
+    "bytes_copied",
 ])
 cdef dict KINDS = {
     "read": IDE_REQUEST_READ,
@@ -459,18 +461,19 @@ cdef class Driver:
     cdef readonly Controller controller
 
     def __init__(self, Controller controller not None, uint32_t channel=0, table=None):
-        cdef uint32_t address = 0
+        cdef uint64_t size, address = 0
         cdef void *page = NULL
         controller.check()
         if channel > 1:
             raise ValueError(f"an IDE controller has channels 0 and 1, not {channel}")
         if table is not None:
             address = table
-            if address % 4096 or not controller.has_memory or address + <uint64_t> 4096 > <uint64_t> controller.view.len:
+            size = controller.view.len if controller.has_memory else 0
+            if address % 4096 or address + 4096 > min(size, <uint64_t> 1 << 32):
                 raise ValueError(f"{table:#x} is not the address of a page of the controller's memory")
             page = <uint8_t *> controller.view.buf + address
         self.controller = controller
-        ide_driver_init(&self.core, controller.core, channel, page, address)
+        ide_driver_init(&self.core, controller.core, channel, page, <uint32_t> address)
 
     def execute(self, str kind, *, uint32_t drive=0, str mode="dma", uint64_t lba=0, uint32_t sectors=0, data=None,
                 segments=()):
@@ -529,6 +532,7 @@ cdef class Driver:
     cdef int run(self, const IdeRequest *request) except -1:
         ide_driver_begin(&self.core, request)
         while ide_driver_step(&self.core) != IDE_DRIVER_DONE:
-            if not self.controller.run(self.core.channel) and not ide_irq(self.controller.core, self.core.channel):
-                raise RuntimeError("the drive neither interrupts nor waits for its medium")
+            if self.controller.run(self.core.channel) or ide_irq(self.controller.core, self.core.channel):
+                continue
+            raise RuntimeError("the drive neither interrupts nor waits for its medium")
         return 0

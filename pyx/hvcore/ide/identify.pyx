@@ -1,6 +1,6 @@
 """IDENTIFY DEVICE data and the drive's geometry (ide.md section 2)."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from hvcore.ide.abi cimport IDE_CHS_SECTORS, IDE_LBA28_SECTORS, IDE_MULTIPLE_MAX, IDE_SECTOR
