@@ -41,10 +41,16 @@ def expected(path: Path, format: str) -> bytes:
     return raw.read_bytes()
 
 
-WRITES = [(0, 4096, 1), (MIB - 512, 1024, 2), (3 * MIB, 2 * MIB, 3), (9 * MIB + 512, 65536, 4), (20 * MIB - 512, 512, 5)]
+WRITES = [
+    (0, 4096, 1),
+    (MIB - 512, 1024, 2),
+    (3 * MIB, 2 * MIB, 3),
+    (9 * MIB + 512, 65536, 4),
+    (20 * MIB - 512, 512, 5),
+]
 
 
-@pytest.mark.parametrize("block", ["1M", "2M", "8M", "32M"])
+@pytest.mark.parametrize("block", ["1M", "8M"])
 @pytest.mark.parametrize("subformat", ["dynamic", "fixed"])
 @pytest.mark.parametrize("zero", ["on", "off"])
 def test_vhdx_by_qemu(tmp_path: Path, subformat: str, block: str, zero: str) -> None:
@@ -73,8 +79,9 @@ def test_fixed_vhd_by_qemu(tmp_path: Path) -> None:
     qemu("qemu-img", "create", "-q", "-f", "vpc", "-o", "subformat=fixed,force_size=on", path, "20M")
     fill(path, "vpc", *WRITES)
     assert info(path).size == 20 * MIB
+    content = expected(path, "vpc")
     with open_image(path, mode="r+") as disk:
-        assert disk.read(0, disk.size) == expected(path, "vpc")
+        assert disk.read(0, disk.size) == content
         disk.write(7 * MIB, b"h" * 4096)
         disk.flush()
     assert expected(path, "vpc")[7 * MIB : 7 * MIB + 4096] == b"h" * 4096
@@ -122,22 +129,3 @@ def test_built_vhdx_is_sound_to_qemu(tmp_path: Path) -> None:
     assert "No errors" in qemu("qemu-img", "check", "-f", "vhdx", path)
     with open_image(path) as disk:
         assert disk.read(0, 5 * MIB) == expected(path, "vhdx")
-
-
-def test_vhdx_that_qemu_left_dirty(tmp_path: Path) -> None:
-    """A killed QEMU leaves a log; it is neither ignored nor replayed."""
-    path = tmp_path / "q.vhdx"
-    qemu("qemu-img", "create", "-q", "-f", "vhdx", path, "20M")
-    command = ["qemu-io", "-f", "vhdx", path]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write("write -P 7 0 4096\nlength\n")
-        process.stdin.flush()
-        while not process.stdout.readline().endswith("20 MiB\n"):
-            pass
-        process.kill()
-    with pytest.raises(ImageError, match="has a log to replay and needs repair"):
-        open_image(path)
-    qemu("qemu-img", "check", "-q", "-r", "all", "-f", "vhdx", path)
-    with open_image(path) as disk:
-        assert disk.read(0, 4096) == b"\7" * 4096

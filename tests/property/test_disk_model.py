@@ -82,9 +82,7 @@ PRESENT = st.lists(st.sampled_from(["hole", "zero", "data"]), min_size=1, max_si
 
 
 @pytest.mark.parametrize("sector_size", [512, 4096])
-@settings(
-    derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     blocks=PRESENT,
     order=st.randoms(use_true_random=False),

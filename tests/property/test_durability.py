@@ -18,9 +18,7 @@ from tests.reference import journal
 SECTORS = 32
 SIZE = SECTORS * 512
 STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["write", "write", "flush", "trim"]), st.integers(0, SECTORS - 1), st.integers(1, 6)
-    ),
+    st.tuples(st.sampled_from(["write", "write", "flush", "trim"]), st.integers(0, SECTORS - 1), st.integers(1, 6)),
     min_size=1,
     max_size=30,
 )
@@ -59,9 +57,7 @@ def perform(path: Path, format: str, steps: list[tuple[str, int, int]]) -> tuple
 
 
 @pytest.mark.parametrize("format", ["raw", "vhd"])
-@settings(
-    derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, survives=st.lists(st.booleans(), min_size=1, max_size=16))
 def test_flushed_writes_survive_a_cut_anywhere(
     format: str, steps: list[tuple[str, int, int]], survives: list[bool], tmp_path: Path

@@ -148,7 +148,18 @@ def test_hostile_numbers(
 
 def test_vhdx_truncated_anywhere(image: Path, tmp_path: Path) -> None:
     raw = image.read_bytes()
-    edges = [0, 8, *HEADERS, *REGION_TABLES, MIB, BAT_AT, METADATA_AT, METADATA_AT + 65536, PAYLOAD_AT, PAYLOAD_AT + MIB]
+    edges = [
+        0,
+        8,
+        *HEADERS,
+        *REGION_TABLES,
+        MIB,
+        BAT_AT,
+        METADATA_AT,
+        METADATA_AT + 65536,
+        PAYLOAD_AT,
+        PAYLOAD_AT + MIB,
+    ]
     edges += [at + 4096 for at in HEADERS] + [at + 65536 for at in REGION_TABLES] + [METADATA_AT + 65576, len(raw)]
     path = tmp_path / "cut.vhdx"
     for size in sorted({edge + n for edge in edges for n in (-1, 0, 1) if 0 <= edge + n < len(raw)}):
@@ -172,14 +183,16 @@ def test_vhd_truncated_anywhere(tmp_path: Path) -> None:
     create(path, 4096)
     raw = path.read_bytes()
     # The last byte is unused: without it the footer is one of 511 bytes, and the same disk.
-    for size in range(len(raw) - 1):
+    for size in [*range(0, 4096, 64), *range(4090, len(raw) - 1)]:
         path.write_bytes(raw[:size])
         with pytest.raises(ImageError):
             open_image(path, format="vhd")
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
-@given(head=st.binary(max_size=600), tail=st.binary(max_size=600), hint=st.sampled_from([b"", b"vhdxfile", b"conectix"]))
+@given(
+    head=st.binary(max_size=600), tail=st.binary(max_size=600), hint=st.sampled_from([b"", b"vhdxfile", b"conectix"])
+)
 def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, head: bytes, tail: bytes, hint: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any"
     path.write_bytes(hint + head + hint + tail)

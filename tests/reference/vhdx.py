@@ -1,4 +1,4 @@
-"""Builds VHDX files byte by byte, sound or with chosen faults, from the format's tables alone (disk-formats.md 2 to 6)."""
+"""Builds VHDX files byte by byte, sound or with chosen faults (disk-formats.md 2 to 6)."""
 
 import struct
 from functools import cache
@@ -133,4 +133,6 @@ def build(
 
 def pattern(block: int, length: int) -> bytes:
     """Bytes that differ in every sector and in every block."""
-    return b"".join(struct.pack("<IIQ", block, at, ~(block << 32 | at) % (1 << 64)) * 32 for at in range(0, length, 512))
+    return b"".join(
+        struct.pack("<IIQ", block, at, ~(block << 32 | at) % (1 << 64)) * 32 for at in range(0, length, 512)
+    )

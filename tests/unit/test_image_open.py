@@ -236,17 +236,17 @@ def test_permission(tmp_path: Path, mode: str, bits: int) -> None:
     ],
 )
 def test_arguments_that_make_no_sense(tmp_path: Path, options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="mode|format|sector_size"):
+    with pytest.raises(ValueError, match=r"mode|format|sector_size"):
         open_image(tmp_path / "any", **options)
 
 
 def test_nothing_stays_open_after_a_refusal(tmp_path: Path) -> None:
     path = tmp_path / "d"
     path.write_bytes(b"x" * 1024)
-    before = os.listdir("/proc/self/fd")
+    before = [entry.name for entry in Path("/proc/self/fd").iterdir()]
     for format in (None, "vhd", "vhdx"):
         refused(path, "not", format=format)
-    assert os.listdir("/proc/self/fd") == before
+    assert [entry.name for entry in Path("/proc/self/fd").iterdir()] == before
 
 
 def test_block_device(tmp_path: Path) -> None:

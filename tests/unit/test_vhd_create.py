@@ -1,7 +1,6 @@
 """hvcore.vhd.create: complete files or none."""
 
 import errno
-import os
 import resource
 from pathlib import Path
 
@@ -20,7 +19,7 @@ SIZE = 1 << 20
 def test_new_image_is_zeros_and_writable(tmp_path: Path, format: str, preallocate: bool) -> None:
     path = tmp_path / "new"
     create(path, SIZE, format, preallocate=preallocate)
-    assert os.listdir(tmp_path) == ["new"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["new"]
     with open_vhd(path, "r+", format if format == "raw" else None) as image:
         assert isinstance(image, Image)
         assert (image.size, image.sector_size, image.read_only, image.parent) == (SIZE, 512, False, None)
@@ -57,11 +56,11 @@ def test_existing_name_is_never_touched(tmp_path: Path, target: str) -> None:
         path.write_bytes(b"precious")
     else:
         path.symlink_to(tmp_path / target)
-    before = sorted(os.listdir(tmp_path))
+    before = sorted(tmp_path.iterdir())
     with pytest.raises(ImageError, match="there: exists already") as caught:
         create(path, SIZE)
     assert caught.value.errno == errno.EEXIST
-    assert sorted(os.listdir(tmp_path)) == before
+    assert sorted(tmp_path.iterdir()) == before
     assert target != "file" or path.read_bytes() == b"precious"
 
 
@@ -78,7 +77,7 @@ def test_no_space_leaves_nothing(tmp_path: Path) -> None:
             create(tmp_path / "new", SIZE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -96,4 +95,4 @@ def test_no_space_leaves_nothing(tmp_path: Path) -> None:
 def test_arguments_are_refused(tmp_path: Path, size: int, format: str, type: str) -> None:
     with pytest.raises(ValueError, match=r"multiple of 512|2040 GiB|are supported"):
         create(tmp_path / "new", size, format, type)
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []

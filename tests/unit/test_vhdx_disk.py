@@ -88,7 +88,9 @@ def test_bitmap_entries_are_interleaved(tmp_path: Path, sector_size: int, blocks
         assert disk.read((blocks[0] - 1) * MIB, MIB) == bytes(MIB)
 
 
-@pytest.mark.parametrize("entry", [UNDEFINED, ZERO, UNMAPPED, PAYLOAD_AT + MIB | UNMAPPED, PAYLOAD_AT | ZERO, PAYLOAD_AT])
+@pytest.mark.parametrize(
+    "entry", [UNDEFINED, ZERO, UNMAPPED, PAYLOAD_AT + MIB | UNMAPPED, PAYLOAD_AT | ZERO, PAYLOAD_AT]
+)
 def test_states_that_read_as_zeros(tmp_path: Path, entry: int) -> None:
     path = tmp_path / "d.vhdx"
     build(path, 2 * MIB, {0: pattern(0, MIB), 1: entry})

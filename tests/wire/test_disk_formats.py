@@ -75,7 +75,12 @@ def test_layout_of_the_vectors(tmp_path: Path) -> None:
     fd, size = vector_file(tmp_path, 0)
     found = layout.read_layout(fd, size)
     os.close(fd)
-    assert (found.size, found.block_size, found.sector_size, found.physical_sector_size) == (1 << 30, 2 * MIB, 512, 4096)
+    assert (found.size, found.block_size, found.sector_size, found.physical_sector_size) == (
+        1 << 30,
+        2 * MIB,
+        512,
+        4096,
+    )
     assert (found.bat_offset, found.bat_entries, found.blocks, found.chunk_ratio) == (2 * MIB, 512, 512, 2048)
     assert found.disk_id == vhdx.DISK and not found.fixed
     assert sorted(found.used) == [(MIB, MIB), (2 * MIB, MIB), (3 * MIB, MIB)]

@@ -40,6 +40,6 @@ cdef void medium_close(Medium *medium) noexcept nogil
 cdef int medium_read(Medium *medium, uint64_t offset, const iovec *iov, int count, uint64_t total,
                      uint32_t flags) noexcept nogil
 cdef int medium_write(Medium *medium, uint64_t offset, const iovec *iov, int count, uint64_t total,
-                     uint32_t flags) noexcept nogil
+                      uint32_t flags) noexcept nogil
 cdef int medium_flush(Medium *medium) noexcept nogil
 cdef int medium_punch(Medium *medium, uint64_t offset, uint64_t length) noexcept nogil

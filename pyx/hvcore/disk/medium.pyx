@@ -124,7 +124,7 @@ cdef int write_status(int64_t code) noexcept nogil:
 
 
 cdef int medium_write(Medium *medium, uint64_t offset, const iovec *iov, int count, uint64_t total,
-                     uint32_t flags) noexcept nogil:
+                      uint32_t flags) noexcept nogil:
     cdef int nowait = RWF_NOWAIT if flags & DISK_NOWAIT else 0
     cdef uint64_t skip = 0
     cdef int64_t moved
