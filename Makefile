@@ -46,7 +46,7 @@ soak: asan tsan
 	$(PYTHON) -m pytest -m "slow or not slow"
 
 bench: build
-	$(PYTHON) -m pytest bench --benchmark-only
+	$(PYTHON) -m pytest --benchmark-only $(wildcard bench/bench_*.py)
 
 wheel:
 	$(PYTHON) -m build

@@ -6,6 +6,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,11 @@ def test_no_module_without_a_source():
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     built = {".".join(path.relative_to(PACKAGE.parent).parts).removesuffix(suffix) for path in PACKAGE.rglob("*.so")}
     assert {name for name in built if not name.endswith("._cython")} == set(COMPILED)
+
+
+def test_version_is_the_projects():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == hvcore.__version__
 
 
 def test_package_is_typed():

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import hvcore
 from tests.unit.fabricated import COMPARISON, EXPLANATION
 
 # The command line with its workers replaced: each word of FAKE is a statement's name in this table.
@@ -202,7 +203,7 @@ def test_help_names_the_commands(arguments):
 
 def test_version_and_module():
     result = subprocess.run([sys.executable, "-m", "hvcore", "--version"], capture_output=True, text=True, timeout=60)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "hvcore 0.1.0\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"hvcore {hvcore.__version__}\n", "")
 
 
 def test_reader_who_leaves_early_is_no_error():
