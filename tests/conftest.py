@@ -35,6 +35,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join([_hvcore_folder(), str(ROOT)])
 RUN = f"HVCORE_TEST_RUN={uuid.uuid4()}"
 os.environ.update([RUN.split("=")])
 
+# A run in the background of a shell ignores Ctrl-C, and so would its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile("hvcore", derandomize=True, deadline=None)
 settings.load_profile("hvcore")
 

@@ -219,11 +219,13 @@ def test_reader_who_leaves_early_is_no_error():
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_work_is_put_away(number, code):
     work = "exec(\"try:\\n ready()\\nfinally:\\n print('put away', file=sys.stderr)\")"
-    child = subprocess.Popen(command("compare", compare=work), stderr=subprocess.PIPE, text=True)
-    with child:
-        assert child.stderr.readline() == "ready\n"
-        child.send_signal(number)
-        assert child.stderr.read() == "put away\n"
+    with subprocess.Popen(command("compare", compare=work), stderr=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stderr.readline() == "ready\n"
+            child.send_signal(number)
+            assert child.communicate(timeout=60)[1] == "put away\n"
+        finally:
+            child.kill()
     assert child.returncode == code
 
 
