@@ -18,13 +18,15 @@ PACKAGE = Path(hvcore.__file__).parent
 COMPILED = sorted(
     ".".join(path.relative_to(ROOT / "pyx").with_suffix("").parts) for path in (ROOT / "pyx").rglob("*.pyx")
 )
-# What Cython adds to modules and classes of its own; __buffer__ is a method since Python 3.12 only.
+# What Cython adds to modules and classes of its own. __buffer__ is a method since Python 3.12 only, and Cython's
+# dataclasses have no __replace__ (3.13).
 ALLOWED = r"""
 .*\.__pyx_.*
 .*\.__reduce_cython__
 .*\.__setstate_cython__
 .*\.__test__
 .*\.__buffer__
+.*\.__replace__
 hvcore\.__main__
 """
 
