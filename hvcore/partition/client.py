@@ -16,6 +16,7 @@ from hvcore.partition.process import end, spawn
 from hvcore.partition.rpc import VERSION, Caller
 
 END_PATIENCE = 10.0
+Objects = list[dict[str, Any]]
 
 
 class Host:
@@ -88,17 +89,17 @@ class Host:
             raise HostError(f"there is no VM {name!r}")
         return self._vms.setdefault(name, VirtualMachine(self, name))
 
-    def list(self) -> list[dict[str, Any]]:
+    def list(self) -> Objects:
         """What each VM is and does."""
-        found: list[dict[str, Any]] = self.call("list")
+        found: Objects = self.call("list")
         return found
 
-    def events(self, after: int = 0) -> list[dict[str, Any]]:
+    def events(self, after: int = 0) -> Objects:
         """What happened since the event numbered `after`."""
-        found: list[dict[str, Any]] = self.call("events", after=after)
+        found: Objects = self.call("events", after=after)
         return found
 
-    def attach(self, name: str) -> tuple[socket.socket, list[dict[str, Any]]]:
+    def attach(self, name: str) -> tuple[socket.socket, Objects]:
         """A socket on which to attach as the VM's child partition (docs/vmbus-user.md), and what its disks are."""
         if self.closed:
             raise HostError("the host is closed")

@@ -1,5 +1,6 @@
 """The host's event loop: one thread that serves control sockets, attachments and the ends of processes."""
 
+import contextlib
 import select
 import time
 from typing import Protocol
@@ -33,11 +34,12 @@ class Loop:
         self._interest[fd] = interest
 
     def remove(self, source: Source) -> None:
-        """Before the source's descriptor is closed."""
+        """A source whose descriptor is closed already has left the epoll set by itself."""
         fd = next((fd for fd, known in self._sources.items() if known is source), None)
         if fd is not None:
             del self._sources[fd], self._interest[fd]
-            self._epoll.unregister(fd)
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
 
     def stop(self) -> None:
         self._stopping = True

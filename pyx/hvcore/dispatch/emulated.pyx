@@ -10,7 +10,8 @@ from hvcore.dispatch.handover cimport (
     HandOverAnswer, HandOverRequest, Segment)
 from hvcore.dispatch.pool cimport pool_submit
 from hvcore.dispatch.synthetic cimport synthetic_execute
-from hvcore.ide.abi cimport ERROR_IDNF, STATUS_BSY, STATUS_DRQ, STATUS_ERR
+from hvcore.ide.abi cimport ERROR_IDNF, STATUS_BSY, STATUS_ERR
+from hvcore.ide.channel cimport IDE_MEDIA_FLUSH, IDE_MEDIA_READ, IDE_MEDIA_WRITE
 from hvcore.ide.driver cimport (
     IDE_MODE_DMA, IDE_MODE_PIO_STRING, IDE_REQUEST_FLUSH, IDE_REQUEST_IDENTIFY, IDE_REQUEST_READ, IDE_REQUEST_WRITE)
 from hvcore.linux.atomics cimport count64, exchange32, fence_full, load_acquire32, load_relaxed32, store_release32
@@ -86,11 +87,13 @@ cdef void emulated_start(EmulatedChannel *channel) noexcept nogil:
     message.drive = disk.drive
     message.mode = disk.mode
     message.trace_id = request.trace_id
-    message.lba = request.plan.offset // SECTOR
-    message.sectors = request.plan.length // SECTOR
+    message.lba = 0
+    message.sectors = 0
     message.segment_count = 0
     if request.plan.action == SCSI_READ or request.plan.action == SCSI_WRITE:
         message.kind = IDE_REQUEST_READ if request.plan.action == SCSI_READ else IDE_REQUEST_WRITE
+        message.lba = request.plan.offset // SECTOR
+        message.sectors = request.plan.length // SECTOR
         emulated_segments(vsp, request, message, &even)
         if disk.mode == IDE_MODE_DMA and not even:    # memory that the bus master cannot reach goes through the data port
             message.mode = IDE_MODE_PIO_STRING
@@ -195,11 +198,11 @@ cdef bint emulated_check(EmulatedChannel *channel, const HandOverAnswer *answer)
     cdef uint64_t offset, length
     if answer.drive != disk.drive:
         return False
-    channel.job_flush = answer.kind == IDE_REQUEST_FLUSH
-    channel.job_write = answer.kind == IDE_REQUEST_WRITE
+    channel.job_flush = answer.kind == IDE_MEDIA_FLUSH
+    channel.job_write = answer.kind == IDE_MEDIA_WRITE
     if channel.job_flush:
         return request.plan.action == SCSI_FLUSH or channel.flushing
-    if answer.kind != IDE_REQUEST_READ and answer.kind != IDE_REQUEST_WRITE:
+    if answer.kind != IDE_MEDIA_READ and answer.kind != IDE_MEDIA_WRITE:
         return False
     if channel.job_write != (request.plan.action == SCSI_WRITE) or (
             not channel.job_write and request.plan.action != SCSI_READ):
@@ -293,7 +296,7 @@ cdef int emulated_result(EmulatedChannel *channel, const HandOverAnswer *answer)
     """The DiskStatus of a finished command (ATA status and error to sense: ide.md 1.4, storvsp.md 10)."""
     cdef VspRequest *request = channel.current
     cdef bint writes = request.plan.action != SCSI_READ
-    if answer.ata_status & (STATUS_BSY | STATUS_DRQ | STATUS_ERR):
+    if answer.ata_status & (STATUS_BSY | STATUS_ERR):
         if channel.media_status != DISK_OK:      # what the storage stack said is more exact than UNC or ABRT
             return channel.media_status
         if answer.ata_error & ERROR_IDNF:
