@@ -10,7 +10,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from hvcore.errors import GuestGone, RingCorrupt
+from hvcore.errors import Error, GuestGone, RingCorrupt
 
 from hvcore.disk.ops cimport DISK_OK, Backend, disk_read, disk_write
 from hvcore.linux.clock cimport clock_ns
@@ -315,6 +315,107 @@ def run_channel(Channel channel not None, buffer, uint64_t size, uint32_t sector
         return load_result(&run.load, clock_ns() - started, histogram)
     finally:
         PyBuffer_Release(&view)
+
+
+ctypedef struct Stamps:
+    uint64_t transaction_id      # by which the host's stamps are found
+    uint64_t asked_ns            # the application asks
+    uint64_t built_ns            # the VSC has the SRB
+    uint64_t sent_ns             # it is on VMBus, and the host is signalled where the rules ask for it
+    uint64_t done_ns             # the application has its answer
+
+ctypedef struct Traced:
+    Stamps *stamps
+    bint done
+    bint failed
+
+
+cdef void traced_done(VscSlot *slot) noexcept nogil:
+    cdef Traced *traced = <Traced *> slot.owner
+    traced.stamps.done_ns = clock_ns()
+    traced.done = True
+    traced.failed = slot.reply.u.scsi.srb_status != 1
+
+
+cdef int traced_run(Vsc *vsc, Load *load, Traced *traced) noexcept nogil:
+    """One read, stamped; VscResult. Called again after VSC_INTERRUPTED it goes on waiting."""
+    cdef VscSlot *slot
+    cdef VstorPacket packet
+    cdef int result = VSC_OK
+    monitor_lock(&vsc.monitor)
+    if traced.stamps.transaction_id == 0:
+        traced.stamps.asked_ns = clock_ns()
+        load.offsets[0] = load_offset(load)
+        slot = vsc_slot(vsc)
+        if slot != NULL:
+            vsc_read_srb(&packet, load.offsets[0] // load.sector_size, load.block // load.sector_size, load.block, False)
+            slot.done = traced_done
+            slot.owner = traced
+            traced.stamps.transaction_id = slot.transaction_id
+            traced.stamps.built_ns = clock_ns()
+            if vsc_send(vsc, slot, &packet, <uint64_t> (load.data - vsc.base), load.block) == RING_OK:
+                vsc_publish(vsc)
+                traced.stamps.sent_ns = clock_ns()
+            else:
+                vsc_slot_return(vsc, slot)
+                traced.stamps.transaction_id = 0
+    while result == VSC_OK and not traced.done:
+        result = vsc_wait(vsc, -1)
+        if traced.stamps.transaction_id == 0:
+            break
+    monitor_unlock(&vsc.monitor)
+    return VSC_OK if traced.done else result
+
+
+def run_traced(Channel channel not None, buffer, uint64_t size, uint32_t sector_size, *, uint32_t block=4096,
+               uint32_t requests=1000, uint64_t seed=1, pattern_seed=None):
+    """Random reads one at a time, each with the guest's own stamps: five native uint64 for each request, as bytes:
+    transaction id, and CLOCK_MONOTONIC ns when the application asked, the SRB was built, it was on VMBus, the answer was
+    there. The arguments are run_channel's.
+    """
+    cdef Load load
+    cdef Traced traced
+    cdef Vsc *vsc = &channel.vsc
+    cdef Py_buffer view
+    cdef uint32_t i
+    cdef int result
+    load_setup(&load, "randread", size, block, sector_size, 1, None, requests, seed, pattern_seed)
+    if block > vsc.max_transfer:
+        raise ValueError(f"blocks of {block} bytes are more than one request moves ({vsc.max_transfer})")
+    stamps = bytearray(requests * sizeof(Stamps))
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+    try:
+        load.data = <uint8_t *> view.buf
+        if (<uint64_t> view.len < block or load.data < vsc.base
+                or load.data + view.len > vsc.base + vsc.size_bytes):
+            raise ValueError("the buffer is not guest memory for a block")
+        for i in range(requests):
+            memset(&traced, 0, sizeof(traced))
+            traced.stamps = <Stamps *> PyByteArray_AS_STRING(stamps) + i
+            result = VSC_INTERRUPTED
+            try:
+                while not traced.done:
+                    with nogil:
+                        result = traced_run(vsc, &load, &traced)
+                    if result == VSC_GONE:
+                        raise GuestGone("the host has ended the channel")
+                    if result == VSC_CORRUPT:
+                        raise RingCorrupt("the host broke a rule of the channel's ring")
+                    PyErr_CheckSignals()
+            finally:
+                if not traced.done:
+                    with nogil:
+                        monitor_lock(&vsc.monitor)
+                        vsc_abandon(vsc, &traced)
+                        monitor_unlock(&vsc.monitor)
+            if traced.failed:
+                raise Error(f"the read at byte {load.offsets[0]} failed")
+            load_checked(&load, load.data, load.offsets[0])
+            if load.wrong:
+                raise Error(f"the read at byte {load.offsets[0]} did not bring what the image holds there")
+    finally:
+        PyBuffer_Release(&view)
+    return bytes(stamps)
 
 
 def run_disk(Backend disk not None, *, str rw="randread", uint32_t block=4096, seconds=None, requests=None, uint64_t seed=1,

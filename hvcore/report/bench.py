@@ -1,0 +1,128 @@
+"""What compare and explain have in common: an image of known content, and a VM with one disk for each path."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvcore.disk.image import open_described
+from hvcore.dispatch.load import fill_pattern, run_traced
+from hvcore.partition.client import Host, VirtualMachine
+from hvcore.partition.config import DiskConfig
+from hvcore.partition.disk import Disk
+from hvcore.partition.guest import Guest
+from hvcore.report import model
+from hvcore.report.hops import Hops
+from hvcore.report.options import OptionError
+from hvcore.sizes import format_size
+
+TEMPORARY_BYTES = 64 << 20
+PATTERN_SEED = 0x6876636F7265
+MAX_REQUEST = 256 << 10  # what one SRB moves (storvsp.md 3.4)
+TRACE_BATCH = 500  # requests between two looks at the trace ring, which holds ten times as many
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The image under measurement. pattern_seed: of its known content, None when hvcore did not make it."""
+
+    path: str
+    format: str | None
+    sector_size: int | None
+    described: model.Image
+    pattern_seed: int | None
+
+
+@contextlib.contextmanager
+def subject(image: str | None, format: str | None, sector_size: int | None) -> Iterator[Subject]:
+    """The image that was named, or a temporary one, gone at the end."""
+    if image is not None:
+        disk, info = open_described(image, format=format, sector_size=sector_size)
+        disk.close()
+        described = model.Image(image, info.format, info.size, info.sector_size)
+        yield Subject(image, format, sector_size, described, None)
+        return
+    with tempfile.TemporaryDirectory(prefix="hvcore-") as folder:
+        path = str(Path(folder, "disk.img"))
+        make_image(path, TEMPORARY_BYTES)
+        size = sector_size or 512
+        yield Subject(path, "raw", size, model.Image(None, "raw", TEMPORARY_BYTES, size), PATTERN_SEED)
+
+
+def make_image(path: str, size: int) -> None:
+    """A raw image of `size` bytes (a multiple of 1 MiB) with the known content."""
+    chunk = bytearray(1 << 20)
+    with open(path, "xb") as file:
+        for offset in range(0, size, len(chunk)):
+            fill_pattern(chunk, offset, PATTERN_SEED)
+            file.write(chunk)
+
+
+def check_block(block_size: int, paths: Sequence[str]) -> None:
+    if block_size > MAX_REQUEST and set(paths) - {"local"}:
+        raise OptionError("--bs", f"one request moves at most {format_size(MAX_REQUEST)}")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A running VM with this process as its child partition, and its disks by path."""
+
+    vm: VirtualMachine
+    guest: Guest
+    disks: dict[str, Disk]
+
+
+@contextlib.contextmanager
+def bench(made: Subject, paths: Sequence[str], *, ide_mode: str, writes: bool, memory: int) -> Iterator[Bench | None]:
+    """None when no path needs a VM."""
+    wanted = [path for path in paths if path != "local"]
+    if not wanted:
+        yield None
+        return
+    disks = [
+        DiskConfig(
+            os.path.abspath(made.path),
+            path=path,
+            format=made.format,
+            read_only=not writes,
+            ide_mode=ide_mode,
+            sector_size=made.sector_size if made.format == "raw" else None,
+        )
+        for path in wanted
+    ]
+    with Host() as host, host.create_vm("compare", memory, disks) as vm:
+        vm.start()
+        with vm.attach() as guest:
+            yield Bench(vm, guest, dict(zip(wanted, guest.disks, strict=True)))
+
+
+def traced(made: Subject, running: Bench, path: str, block_size: int, requests: int, seed: int) -> Hops:
+    """A pass of single reads with tracing on."""
+    disk = running.disks[path]
+    buffer = running.guest.alloc(block_size)
+    hops = Hops(path)
+    running.vm.trace(True)
+    try:
+        for done in range(0, requests, TRACE_BATCH):
+            stamps = run_traced(
+                disk.channel,
+                buffer,
+                disk.size,
+                disk.sector_size,
+                block=block_size,
+                requests=min(TRACE_BATCH, requests - done),
+                seed=seed + done,
+                pattern_seed=made.pattern_seed,
+            )
+            hops.add(stamps, running.vm.trace()["stamps"], disk.channel.relid)
+    finally:
+        running.vm.trace(False)
+    return hops
+
+
+def latency(summary: dict[str, float]) -> model.Latency:
+    """The summary of a LatencyHistogram as the report has it."""
+    whole = {key: int(summary[key]) for key in ("min", "p50", "p90", "p99", "p99_9", "max")}
+    return model.Latency(**whole, mean=float(summary["mean"]))
