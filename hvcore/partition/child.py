@@ -22,7 +22,12 @@ class Child:
     """The process. wait() gives its function's result or raises its exception; close() kills it if it still runs."""
 
     def __init__(
-        self, attachment: int, disks: list[dict[str, Any]], target: str, arguments: tuple[Any, ...], search: Iterable[str]
+        self,
+        attachment: int,
+        disks: list[dict[str, Any]],
+        target: str,
+        arguments: tuple[Any, ...],
+        search: Iterable[str],
     ) -> None:
         if target.count(":") != 1 or not all(target.split(":")):
             raise ValueError(f'{target!r} does not name a function as "package.module:function"')
@@ -104,7 +109,9 @@ def _outcome(ok: bool, value: Any) -> bytes:
         answer = pickle.dumps((ok, value))
         pickle.loads(answer)  # an exception may pickle and not come back
     except Exception as error:
-        answer = pickle.dumps((False, HostError(f"the child's {'result' if ok else 'exception'} cannot travel: {error}")))
+        answer = pickle.dumps(
+            (False, HostError(f"the child's {'result' if ok else 'exception'} cannot travel: {error}"))
+        )
     return len(answer).to_bytes(8, "little") + answer
 
 

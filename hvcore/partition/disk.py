@@ -162,8 +162,15 @@ class Disk:
         if block > self.size or int(places.max()) > self.size - block:
             raise ValueError(f"a block is not within the disk of {self.size} bytes")
         failure = self.channel.transfer(
-            write, places, 0, block, view.cast("B") if view.ndim else view, self.sector_size, lun=self.lun,
-            queue_depth=queue_depth, timeout=timeout,
+            write,
+            places,
+            0,
+            block,
+            view.cast("B") if view.ndim else view,
+            self.sector_size,
+            lun=self.lun,
+            queue_depth=queue_depth,
+            timeout=timeout,
         )
         if failure is not None:
             raise self._error(failure, int(places.size))
@@ -183,7 +190,9 @@ class Disk:
             blocks = min(left, 0xFFFFFFFF)
             descriptor = lba.to_bytes(8, "big") + blocks.to_bytes(4, "big") + bytes(4)
             parameters = (22).to_bytes(2, "big") + (16).to_bytes(2, "big") + bytes(4) + descriptor
-            self._command(bytes([0x42]) + bytes(6) + (24).to_bytes(2, "big") + bytes(1), data=parameters, timeout=timeout)
+            self._command(
+                bytes([0x42]) + bytes(6) + (24).to_bytes(2, "big") + bytes(1), data=parameters, timeout=timeout
+            )
             lba, left = lba + blocks, left - blocks
 
     # The asyncio twins: the same calls, in a thread of the guest's.

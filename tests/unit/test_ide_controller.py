@@ -6,8 +6,8 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
-from hvcore.disk.ops import Backend
 
+from hvcore.disk.ops import Backend
 from hvcore.ide import Controller
 from tests.reference.ide_disk import PatternDisk
 
