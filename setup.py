@@ -15,7 +15,7 @@ MODULES = {
     "disk": ["ops", "medium", "file", "crc", "vhdx", "ram", "null", "vector"],
     "scsi": ["inquiry", "media", "mode", "target"],
     "storage": ["protocol", "vsp", "vsc"],
-    "ide": ["dma", "identify", "command", "controller", "device", "driver"],
+    "ide": ["dma", "identify", "command", "controller", "device", "driver", "pci"],
     "dispatch": ["emulated", "floor", "host", "load", "pool", "synthetic", "worker"],
 }
 

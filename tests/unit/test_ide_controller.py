@@ -104,6 +104,11 @@ def test_more_than_four_drives_are_refused(disk):
         Controller([disk] * 5)
 
 
+def test_a_crooked_bus_master_base_is_refused(disk):
+    with pytest.raises(ValueError, match="multiple of 16, not at 0xc008"):
+        Controller([disk], bus_master=0xC008)
+
+
 def test_a_closed_backend_is_refused():
     with pytest.raises(ValueError, match="drive 0: the disk is closed"):
         Controller([Backend()])
@@ -200,6 +205,43 @@ def test_a_bus_master_window_does_not_hide_legacy_ports(disk):
     assert ide.inb(0x1F7) == 0x50
     assert ide.inb(0x1F8) == 0
     assert Controller([disk], bus_master=0xFFF0).inb(0xFFFA) == 0
+
+
+def test_pci_configuration(disk):
+    """1.2, after power-on"""
+    ide = Controller([disk], bus_master=0)
+    known = {0x00: 0x71118086, 0x04: 0x02800000, 0x08: 0x01018001, 0x20: 1, 0x40: 0x80008000, 0xF8: 0x0F30}
+    assert {offset: ide.config_read(offset) for offset in range(0, 256, 4)} == dict.fromkeys(
+        range(0, 256, 4), 0
+    ) | known
+    for offset in range(0, 256, 4):
+        ide.config_write(offset, 0xFFFFFFFF)
+    changed = {0x04: 0x02800005, 0x20: 0xFFF1, 0x40: 0xFFFFFFFF, 0x44: 0xFFFFFFFF, 0x48: 0xFFFFFFFF}
+    assert {offset: ide.config_read(offset) for offset in range(0, 256, 4)} == (
+        dict.fromkeys(range(0, 256, 4), 0) | known | changed
+    )
+
+
+def test_bus_master_ports_need_both_command_bits(disk):
+    """1.2"""
+    ide = Controller([disk], bus_master=0)
+    ide.config_write(0x20, 0xD000)
+    for command, mapped in ((0, False), (1, False), (4, False), (5, True)):
+        ide.config_write(0x04, command)
+        assert ide.inb(0xD000) == (0x00 if mapped else 0xFF)
+    ide.config_write(0x20, 0)
+    assert ide.inb(0) == 0xFF
+
+
+def test_decode_disable_removes_a_channels_ports(disk):
+    """1.2"""
+    ide = Controller([disk, None, disk])
+    ide.config_write(0x40, 0x8000)
+    assert (ide.inb(0x1F7), ide.inb(0x177), ide.inw(0x170), ide.inb(0x376), ide.inb(0xC008)) == (
+        0x50, 0xFF, 0xFFFF, 0xFF, 0x00
+    )  # fmt: skip
+    ide.config_write(0x40, 0x80000000)
+    assert (ide.inb(0x1F7), ide.inb(0x177)) == (0xFF, 0x50)
 
 
 def test_write_cache_feature_shows_in_identify(ide, disk):
@@ -340,6 +382,28 @@ def test_an_image_cannot_call_back(disk):
     with pytest.raises(RuntimeError):
         disk.read = lambda offset, length: ide.close()
         issue(ide, 0x20)
+
+
+def test_a_write_over_the_end_of_the_block_stops_there(ide, disk):
+    """4.5: of a 32-bit write with two bytes left, two bytes are taken."""
+    issue(ide, 0x30, lba=0x20)
+    for _ in range(255):
+        ide.outw(0x1F0, 0x1111)
+    ide.outl(0x1F0, 0x33332222)
+    assert (ide.irq(0), ide.inb(0x1F7)) == (True, 0x50)
+    assert disk.written == {0x20: b"\x11" * 510 + b"\x22\x22"}
+
+
+def test_a_stop_leaves_the_other_drive_waiting(disk, memory):
+    """7.2: the end of an enlightened request on one drive is not the stop of the other's DMA command."""
+    ide = Controller([disk, PatternDisk()], memory)
+    set_table(memory, (DATA, 0))
+    issue(ide, 0xC8)
+    memory[0x5000:0x5018] = bytes([0xC8, 0xF0, 0, 0, 5, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0])
+    ide.outl(0x1E0, 0x5000)
+    assert memory[DATA : DATA + 512] == disk.sector(5)
+    ide.outb(0x1F6, 0xE0)
+    assert ide.inb(0x1F7) == 0x58
 
 
 # Media that take their time

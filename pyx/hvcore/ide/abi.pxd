@@ -89,6 +89,12 @@ cdef enum:                           # 5.1: offsets in a channel's bus-master bl
     BM_CAPABLE = 0x60                # drive 0 / 1 DMA capable: stored, no effect
     PRD_END_OF_TABLE = 0x8000
 
+cdef enum:                           # 1.2: PCI command and timing bits
+    PCI_IO = 1
+    PCI_BUS_MASTER = 4
+    PCI_COMMAND_RESET = 0x02800000
+    PCI_DECODE = 0x8000              # of a channel's half of the timing register
+
 cdef enum:                           # section 3, those that hvcore's own driver and the enlightened port name
     COMMAND_READ = 0x20
     COMMAND_READ_EXT = 0x24

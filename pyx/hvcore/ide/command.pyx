@@ -315,7 +315,6 @@ cdef void dma_broken(IdeChannel *channel, IdeDrive *drive) noexcept nogil:
 cdef void dma_short(IdeChannel *channel, IdeDrive *drive) noexcept nogil:
     """The table ended early: what was moved stays, the command ends well."""
     channel.bm.active = False
-    set_position(drive, drive.command.lba, drive.command.left)
     if channel.short_table_silent:
         drive.phase = PHASE_IDLE
     elif drive.command.operation == OPERATION_WRITE:
@@ -337,7 +336,6 @@ cdef void command_dma(IdeChannel *channel, IdeDrive *drive) noexcept nogil:
     command.restart = channel.bm.cursor
     status = prd_collect(&channel.bm, channel.memory, chunk_of(command), drive.media.segments, &chunk)
     if status == PRD_BAD:
-        set_position(drive, command.lba, command.left)
         dma_broken(channel, drive)
         return
     if not reading:

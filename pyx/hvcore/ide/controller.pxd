@@ -23,15 +23,28 @@ ctypedef struct IdeDriveSetup:
     uint8_t serial[20]               # NUL-padded ASCII; empty: spaces
     uint8_t *buffer                  # IDE_BUFFER_BYTES of its own, valid as long as the controller
 
-ctypedef struct IdeController:
+ctypedef struct IdePci:              # 1.2; see pci.pxd
+    uint32_t command
+    uint32_t bar4
+    uint32_t timing
+    uint32_t secondary_timing
+    uint32_t udma
+
+ctypedef struct IdeController:       # not to be moved: its channels point into it
     IdeChannel channels[2]
     IdeMemory memory
+    IdePci pci
     uint16_t bus_master              # base of its 16 ports
+    bint bus_master_mapped
+    bint decoded[2]                  # the channel answers at its command and control ports
     uint64_t port_accesses           # a string transfer is one
     uint64_t string_words
 
-# memory may be NULL: every PRD table is then unreadable.
+# bus_master: a multiple of 16; the PCI function is then set up as firmware leaves it. 0: as after power-on, without
+# bus-master ports. memory may be NULL: every PRD table is then unreadable.
 cdef void ide_init(IdeController *controller, uint16_t bus_master, const IdeMemory *memory) noexcept nogil
+# Maps the ports as the PCI configuration says.
+cdef void ide_pci_apply(IdeController *controller) noexcept nogil
 cdef int ide_attach(IdeController *controller, uint32_t drive, const IdeDriveSetup *setup) noexcept nogil
 # Power-on or hard reset (1.7). Outstanding media requests keep their drives busy until they are completed.
 cdef void ide_reset(IdeController *controller) noexcept nogil

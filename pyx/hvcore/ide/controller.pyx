@@ -29,6 +29,10 @@ from hvcore.ide.abi cimport (
     IDE_MULTIPLE_MAX,
     IDE_SECTOR,
     IDE_STATUS,
+    PCI_BUS_MASTER,
+    PCI_COMMAND_RESET,
+    PCI_DECODE,
+    PCI_IO,
     STATUS_ERR,
     EnlightenedPacket,
 )
@@ -87,9 +91,11 @@ cdef Port decode(IdeController *controller, uint32_t port) noexcept nogil:
     elif port == IDE_ENLIGHTENED_1:
         result.channel = &controller.channels[1]
         result.offset = PORT_ENLIGHTENED
-    elif port >= base and port - base < 16:
+    elif controller.bus_master_mapped and port >= base and port - base < 16:
         result.channel = &controller.channels[(port - base) // 8]
         result.offset = PORT_BUS_MASTER + (port - base) % 8
+    if PORT_NONE < result.offset <= PORT_CONTROL and not controller.decoded[result.channel.number]:
+        result.offset = PORT_NONE
     return result
 
 
@@ -159,12 +165,24 @@ cdef void ide_init(IdeController *controller, uint16_t bus_master, const IdeMemo
     else:
         controller.memory.fetch = no_memory
         controller.memory.store = no_store
-    controller.bus_master = bus_master
+    controller.pci.command = PCI_COMMAND_RESET | (PCI_IO | PCI_BUS_MASTER if bus_master else 0)
+    controller.pci.bar4 = (bus_master & 0xFFF0) | 1
+    controller.pci.timing = PCI_DECODE | <uint32_t> PCI_DECODE << 16
+    ide_pci_apply(controller)
     for i in range(4):
         controller.channels[i // 2].number = i // 2
         controller.channels[i // 2].memory = &controller.memory
         controller.channels[i // 2].drives[i % 2].number = i
     ide_reset(controller)
+
+
+cdef void ide_pci_apply(IdeController *controller) noexcept nogil:
+    cdef uint32_t enabled = PCI_IO | PCI_BUS_MASTER
+    controller.bus_master = controller.pci.bar4 & 0xFFF0
+    # 1.2: both bits are needed. A BAR of 0 is one that nobody assigned.
+    controller.bus_master_mapped = controller.bus_master != 0 and controller.pci.command & enabled == enabled
+    controller.decoded[0] = controller.pci.timing & PCI_DECODE != 0
+    controller.decoded[1] = controller.pci.timing >> 16 & PCI_DECODE != 0
 
 
 cdef int ide_attach(IdeController *controller, uint32_t number, const IdeDriveSetup *setup) noexcept nogil:

@@ -38,6 +38,7 @@ from hvcore.ide.controller cimport (
     ide_write_string,
 )
 from hvcore.ide.dma cimport IdeMemory
+from hvcore.ide.pci cimport ide_pci_read, ide_pci_write
 
 
 cdef int fetch(void *context, uint32_t address, void *destination, uint32_t bytes) noexcept nogil:
@@ -68,7 +69,7 @@ cdef class Controller:
     flush() and perhaps read_only, physical_sector_size and trim(offset, length); an OSError from it is a medium error.
     memory: a writable buffer, guest memory for bus-master DMA; guest address = offset. Without it every PRD table is
     unreadable.
-    bus_master: first of its 16 bus-master ports.
+    bus_master: first of its 16 bus-master ports, a multiple of 16; 0: none until config_write() assigns them.
     short_table_interrupt: a PRD table that ends before the transfer ends the command with an interrupt (ide.md 5.2);
     False: without, as the bus-master specification has it.
     trim: advertise DATA SET MANAGEMENT for images that have trim.
@@ -92,6 +93,8 @@ cdef class Controller:
         cdef Backend backend
         if self.images is not None:
             raise RuntimeError("a controller is initialised once")
+        if bus_master % 16:
+            raise ValueError(f"the bus-master ports begin at a multiple of 16, not at {bus_master:#x}")
         images = list(drives)
         if len(images) > 4:
             raise ValueError(f"an IDE controller has at most 4 drives, not {len(images)}")
@@ -333,6 +336,16 @@ cdef class Controller:
                 words -= done
         finally:
             PyBuffer_Release(&view)
+
+    def config_read(self, uint32_t offset):
+        """A dword of PCI configuration space; offset: 0, 4, .. 252."""
+        self.check()
+        return ide_pci_read(self.core, offset)
+
+    def config_write(self, uint32_t offset, uint32_t value):
+        """Writes a dword of PCI configuration space."""
+        self.check()
+        ide_pci_write(self.core, offset, value)
 
     def irq(self, uint32_t channel):
         """The channel's interrupt line."""
