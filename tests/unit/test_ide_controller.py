@@ -395,13 +395,15 @@ def test_a_write_over_the_end_of_the_block_stops_there(ide, disk):
 
 
 def test_a_stop_leaves_the_other_drive_waiting(disk, memory):
-    """7.2: the end of an enlightened request on one drive is not the stop of the other's DMA command."""
+    """5.1: a stop is for the selected drive's command, also when 7.2 left the other one in its DMA wait."""
     ide = Controller([disk, PatternDisk()], memory)
     set_table(memory, (DATA, 0))
     issue(ide, 0xC8)
     memory[0x5000:0x5018] = bytes([0xC8, 0xF0, 0, 0, 5, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0])
     ide.outl(0x1E0, 0x5000)
     assert memory[DATA : DATA + 512] == disk.sector(5)
+    ide.outb(0xC000, 1)
+    ide.outb(0xC000, 0)
     ide.outb(0x1F6, 0xE0)
     assert ide.inb(0x1F7) == 0x58
 
