@@ -1,6 +1,6 @@
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Protocol, Self, type_check_only
+from typing import Protocol, Self, final, type_check_only
 
 from typing_extensions import Buffer
 
@@ -16,6 +16,7 @@ class Image(Protocol):
     def write(self, offset: int, data: bytes, /) -> object: ...
     def flush(self) -> object: ...
 
+@final
 class Controller:
     media_held: bool
     def __init__(

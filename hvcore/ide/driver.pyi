@@ -1,5 +1,5 @@
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, final
 
 from typing_extensions import Buffer
 
@@ -16,6 +16,7 @@ class Result(NamedTuple):
     port_accesses: int
     bytes_copied: int
 
+@final
 class Driver:
     def __init__(self, controller: Controller, channel: int = 0, table: int | None = None) -> None: ...
     @property

@@ -51,7 +51,7 @@ class Child:
         return self.process.pid
 
     def wait(self, timeout: float | None = None) -> Any:
-        """The function's result; its exception, with the child's traceback as a note; HostError when it died without one."""
+        """The function's result; its exception, with the child's traceback as a note; HostError when there is none."""
         if self.closed:
             raise HostError("the child is closed")
         poll = select.poll()

@@ -5,6 +5,8 @@ import os
 import socket
 import sys
 from collections.abc import Iterable
+from pathlib import Path
+from subprocess import Popen
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,10 +19,11 @@ from hvcore.partition.rpc import VERSION, Caller
 
 END_PATIENCE = 10.0
 Objects = list[dict[str, Any]]
+Users = list[Guest | Child]
 
 
 class Host:
-    """A host process: `with Host() as host` starts a private one that ends with it; Host.connect(path) joins one that runs.
+    """A host process: `with Host() as host` starts a private one that ends with it; Host.connect(path) joins one.
 
     Calls are for one thread at a time.
     """
@@ -31,7 +34,9 @@ class Host:
         self._children: list[Child] = []
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = spawn("hvcore.partition.host", [str(theirs.fileno())], [theirs.fileno()])
+            self._process: Popen[bytes] | None = spawn(
+                "hvcore.partition.host", [str(theirs.fileno())], [theirs.fileno()]
+            )
         self._caller = Caller(ours)
         self._private = True
         self.closed = False
@@ -78,7 +83,7 @@ class Host:
         config = VmConfig.make(name, memory, disks)
         absolute = config.to_json()
         for disk in absolute["disks"]:
-            disk["image"] = os.path.abspath(disk["image"])
+            disk["image"] = str(Path(disk["image"]).absolute())
         self.call("create", config=absolute)
         self._vms[name] = VirtualMachine(self, name)
         return self._vms[name]
@@ -127,7 +132,8 @@ class Host:
         if self.closed:
             return
         self.closed = True
-        for user in [*self._guests, *self._children]:
+        users: Users = [*self._guests, *self._children]
+        for user in users:
             with contextlib.suppress(HostError):
                 user.close()
         self._caller.close()

@@ -19,9 +19,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class DiskConfig:
     """One virtual disk of a VM.
 
-    image: a file. path: "synthetic" (storvsp) or "emulated" (through the IDE emulator). format: "raw", "vhd", "vhdx", or
-    None to recognise VHD and VHDX by content. ide_mode: how the emulated path moves data. sector_size: 512 or 4096, for
-    raw images only.
+    image: a file. path: "synthetic" (storvsp) or "emulated" (through the IDE emulator). format: "raw", "vhd", "vhdx",
+    or None to recognise VHD and VHDX by content. ide_mode: how the emulated path moves data. sector_size: 512 or 4096,
+    for raw images only.
     """
 
     image: str

@@ -15,7 +15,7 @@ from hvcore.vmbus.transport import peer_user
 
 
 def default_socket() -> Path:
-    """Where the control socket is unless a place is named: $XDG_RUNTIME_DIR/hvcore/control, or a private folder in /tmp."""
+    """Where the control socket is unless named: $XDG_RUNTIME_DIR/hvcore/control, or a private folder in /tmp."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     folder = Path(runtime, "hvcore") if runtime else Path(f"/tmp/hvcore-{os.getuid()}")
     return folder / "control"
@@ -99,5 +99,5 @@ def serve(path: str | os.PathLike[str] | None = None) -> None:
         sock.close()
         with contextlib.suppress(FileNotFoundError):
             place.unlink()
-        os.unlink(f"{place}.lock")
+        Path(f"{place}.lock").unlink()
         os.close(lock)

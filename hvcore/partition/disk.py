@@ -35,7 +35,8 @@ class Disk:
     """Offsets and lengths are bytes, multiples of sector_size and within the disk, else ValueError. A request that the
     device fails raises DiskError; TimeoutError after `timeout` seconds (None: never); GuestGone when the host ended.
 
-    All calls may run at the same time from several threads. A buffer that is not guest memory is written on success only.
+    All calls may run at the same time from several threads. A buffer that is not guest memory is written on success
+    only.
     """
 
     def __init__(self, guest: "Guest", channel: Channel, number: int, description: dict[str, Any]) -> None:
@@ -128,8 +129,8 @@ class Disk:
     def read_batch(self, offsets: Any, out: Any, queue_depth: int = 32, timeout: float | None = None) -> None:
         """Block n of `out` from offsets[n], with queue_depth requests in flight.
 
-        offsets: (n,) uint64 bytes, or a sequence of integers. out: n equal blocks of bytes, as an (n, block) uint8 array.
-        A DiskError names the first block that failed, and the SRB status of each; the other blocks are read.
+        offsets: (n,) uint64 bytes, or a sequence of integers. out: n equal blocks of bytes, as an (n, block) uint8
+        array. A DiskError names the first block that failed, and the SRB status of each; the other blocks are read.
         """
         self._batch(False, offsets, out, queue_depth, timeout)
 

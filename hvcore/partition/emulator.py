@@ -18,7 +18,7 @@ Drive = tuple[int, int, int, bool, str, int]  # see hvcore.dispatch.worker.Worke
 
 
 class Emulator:
-    """One worker process. Its end shows as pidfd becoming readable; the owner then calls lost() and may start another."""
+    """One worker process. Its end shows as pidfd turning readable; the owner then closes it and may start another."""
 
     def __init__(self, dispatch: Dispatch, drives: list[Drive]) -> None:
         """Starts the process and waits until it serves. HostError when it does not."""

@@ -10,7 +10,7 @@ from typing import Any, Self
 from uuid import UUID
 
 from hvcore.errors import Error, ProtocolError
-from hvcore.linux.cpu import available_cpus
+from hvcore.linux.quota import usable_cpus
 from hvcore.memory.region import Region, RegionSlice
 from hvcore.partition.disk import Disk
 from hvcore.sizes import format_size
@@ -98,7 +98,7 @@ class Guest:
         pages = list(range(first, first + count))
         gpadl = self._client.create_gpadl(offered, pages)
         # Both ends of the emulated path and the worker are three waiters: where CPUs are short this one blocks at once.
-        spins = description["path"] == "synthetic" or available_cpus() >= 3
+        spins = description["path"] == "synthetic" or usable_cpus() >= 3
         channel = Channel(
             self.memory,
             self._events,
@@ -118,7 +118,7 @@ class Guest:
     def alloc(self, size: int) -> RegionSlice:
         """A writable buffer of `size` bytes of guest memory, page-aligned: requests on it move no byte twice.
 
-        Given back with its last reference. A request on it that timed out may still write into it until it is given back.
+        Given back with its last reference. A request on it that timed out may still write into it.
         """
         if size <= 0:
             raise ValueError(f"a buffer of {size} bytes")

@@ -1,4 +1,4 @@
-"""Starting processes of hvcore: spawned, never forked, in a session of their own, with only the descriptors they need."""
+"""Starting processes of hvcore: spawned, never forked, in a session of their own, with the descriptors they need."""
 
 import contextlib
 import os
@@ -18,8 +18,8 @@ def spawn(
 ) -> "subprocess.Popen[bytes]":
     """Runs `python -m module`. The descriptors keep their numbers; all else is closed. search: more of sys.path."""
     environment = dict(os.environ)
-    # -P: the current directory is not searched, so that no file there can stand in for a module of ours. hvcore itself is
-    # found where this process found it.
+    # -P: the current directory is not searched, so that no file there can stand in for a module of ours. hvcore itself
+    # is found where this process found it.
     paths = [PACKAGE_ROOT, *search]
     if inherited := environment.get("PYTHONPATH"):
         paths.append(inherited)

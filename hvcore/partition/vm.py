@@ -21,11 +21,12 @@ from hvcore.partition.emulator import Drive, Emulator
 from hvcore.partition.loop import HANGUP, READ, WRITE, Loop
 from hvcore.scsi.target import Target
 from hvcore.storage.packet import SCSI_INTERFACE
+from hvcore.vmbus.attach import Refusal
 from hvcore.vmbus.gpadl import Gpadl
 from hvcore.vmbus.message import STATUS_SUCCESS, STATUS_UNSUCCESSFUL
 from hvcore.vmbus.offers import Channel, Offer
 from hvcore.vmbus.server import VmbusServer
-from hvcore.vmbus.transport import Attachment, HostEndpoint, Refusal
+from hvcore.vmbus.transport import Attachment, HostEndpoint
 
 TRACE_BYTES = 1 << 20
 WORKER_TRACE = slice(4096, 65536)  # of the memory shared with a worker (pyx/hvcore/dispatch/handover.pxd)
@@ -141,7 +142,7 @@ class Vm:
     def _open(self, disk: DiskConfig) -> Backend:
         """Two disks of one VM may name the same image: they then share it, as its lock would keep the second out."""
         try:
-            found = os.stat(disk.image)
+            found = Path(disk.image).stat()
         except (OSError, ValueError) as error:
             raise ImageError(f"{disk.image}: {getattr(error, 'strerror', None) or error}") from None
         key = found.st_dev, found.st_ino, disk.format, disk.read_only, disk.sector_size

@@ -1,7 +1,6 @@
 """What compare and explain have in common: an image of known content, and a VM with one disk for each path."""
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,7 +82,7 @@ def bench(made: Subject, paths: Sequence[str], *, ide_mode: str, writes: bool, m
         return
     disks = [
         DiskConfig(
-            os.path.abspath(made.path),
+            str(Path(made.path).absolute()),
             path=path,
             format=made.format,
             read_only=not writes,

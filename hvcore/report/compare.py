@@ -7,7 +7,6 @@ from typing import Any
 from hvcore.disk.image import open_image
 from hvcore.dispatch.load import run_channel, run_disk
 from hvcore.errors import Error
-from hvcore.linux.cpu import available_cpus
 from hvcore.metrics.histogram import LatencyHistogram
 from hvcore.partition.vm import context_switches
 from hvcore.report import machine, model
@@ -18,7 +17,15 @@ from hvcore.report.progress import Progress
 ROUNDS = 4  # of each path, in turns: what disturbs the machine disturbs them alike
 WARM_UP_SECONDS = 0.1
 TRACED_REQUESTS = 2000
-HOST_COUNTS = ("hand_overs", "ring_packets", "port_accesses", "intercepts", "bytes_copied", "doorbells", "blocking_waits")
+HOST_COUNTS = (
+    "hand_overs",
+    "ring_packets",
+    "port_accesses",
+    "intercepts",
+    "bytes_copied",
+    "doorbells",
+    "blocking_waits",
+)
 
 
 @dataclass
@@ -175,4 +182,4 @@ def compare(options: CompareOptions, progress: Progress) -> model.Comparison:
                     found = traced(made, running, path, options.block_size, TRACED_REQUESTS, seed=1)
                     hops = [model.Hop(name, p50, p99) for name, (p50, p99) in found.percentiles().items()]
                 runs.append(work.run(path, hops))
-        return model.Comparison(made.described, machine.describe(spinners=available_cpus() - 1), runs)
+        return model.Comparison(made.described, machine.describe(), runs)

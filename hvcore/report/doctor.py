@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hvcore.report.machine import cpu_quota, usable_cpus
+from hvcore.linux.quota import cpu_quota, usable_cpus
 from hvcore.sizes import format_size
 
 SCHEMA = "hvcore.doctor/1"

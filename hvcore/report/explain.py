@@ -4,7 +4,6 @@ import time
 
 from hvcore.disk.image import open_image
 from hvcore.dispatch.load import run_disk
-from hvcore.linux.cpu import available_cpus
 from hvcore.report import machine, model
 from hvcore.report.bench import Bench, Subject, bench, check_block, latency, subject, traced
 from hvcore.report.options import ExplainOptions
@@ -59,5 +58,5 @@ def explain(options: ExplainOptions, progress: Progress) -> model.Explanation:
                 paths.append(_local(options, made))
             else:
                 paths.append(_channel(options, made, running, path))
-        described = machine.describe(spinners=available_cpus() - 1)
+        described = machine.describe()
         return model.Explanation(made.described, described, options.block_size, options.count, paths)

@@ -9,7 +9,7 @@ from hvcore.metrics.histogram import LatencyHistogram
 GUEST = struct.Struct("=5Q")  # hvcore.dispatch.load.run_traced
 
 # The host's stamps (pyx/hvcore/storage/hops.pxd).
-RECEIVED, WORKER_POSTED, WORKER_STARTED, MEDIA_ASKED, DISK_STARTED, DISK_DONE, MEDIA_GIVEN, WORKER_DONE, COMPLETED = range(1, 10)
+RECEIVED, MEDIA_ASKED, DISK_DONE, WORKER_DONE, COMPLETED = 1, 4, 6, 8, 9
 
 # Hops of hvcore.report.steps between two stamps, in order, without gaps: their sum is the whole request.
 _BOUNDS = {

@@ -1,8 +1,8 @@
 """The worker process of one VM: runs its emulated devices. Knows nothing of images and files; talks to its host alone.
 
 It inherits one SOCK_SEQPACKET socket. Datagrams are JSON: first {"drives": [...]} with the shared memory and the host's
-doorbell by SCM_RIGHTS; then {"memory": true} with a guest's memory, or {"memory": false} when the guest is gone. Each is
-answered with {"done": true} or {"error": text}. End-of-file ends the process.
+doorbell by SCM_RIGHTS; then {"memory": true} with a guest's memory, or {"memory": false} when the guest is gone. Each
+is answered with {"done": true}. End-of-file ends the process.
 """
 
 import array

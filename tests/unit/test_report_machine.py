@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from hvcore.report.machine import cpu_list, cpu_model, cpu_quota, describe, usable_cpus
+from hvcore.linux.quota import cpu_quota, usable_cpus
+from hvcore.report.machine import cpu_list, cpu_model, describe
 
 
 def tree(root, files):

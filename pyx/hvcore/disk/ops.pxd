@@ -17,7 +17,7 @@ cdef enum DiskStatus:
     DISK_READ_ERROR = -3         # the medium could not be read (I/O error, image file shorter than it says)
     DISK_WRITE_ERROR = -4        # the medium could not be written or flushed
     DISK_NO_SPACE = -5           # the file system is full or a quota or file size limit is reached
-    DISK_WOULD_BLOCK = -6        # DISK_NOWAIT was given, nothing was done: call again without it from a thread that may block
+    DISK_WOULD_BLOCK = -6        # under DISK_NOWAIT: nothing was done; call again without it where the call may block
     DISK_UNSUPPORTED = -7        # the backend has no such operation (trim)
     DISK_CLOSED = -8
 
@@ -72,11 +72,13 @@ cdef inline int disk_check(const DiskRef *disk, uint64_t offset, uint64_t length
     return DISK_OK
 
 
-cdef inline int disk_read(const DiskRef *disk, uint64_t offset, const iovec *iov, int count, uint32_t flags) noexcept nogil:
+cdef inline int disk_read(
+        const DiskRef *disk, uint64_t offset, const iovec *iov, int count, uint32_t flags) noexcept nogil:
     return disk.ops.read(disk.state, offset, iov, count, flags)
 
 
-cdef inline int disk_write(const DiskRef *disk, uint64_t offset, const iovec *iov, int count, uint32_t flags) noexcept nogil:
+cdef inline int disk_write(
+        const DiskRef *disk, uint64_t offset, const iovec *iov, int count, uint32_t flags) noexcept nogil:
     return disk.ops.write(disk.state, offset, iov, count, flags)
 
 

@@ -80,7 +80,7 @@ OPS.trim = ram_trim
 
 @cython.final
 cdef class RamDisk(Backend):
-    """`size` bytes of memory, zero at first; pages are taken as they are written. physical_sector_size None: sector_size."""
+    """`size` bytes of memory, zero at first; pages are taken as written. physical_sector_size None: sector_size."""
 
     def __cinit__(self, uint64_t size, *, uint32_t sector_size=512, bint read_only=False, physical_sector_size=None):
         cdef void *base

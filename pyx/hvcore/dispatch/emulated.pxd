@@ -1,5 +1,5 @@
-# The executor of the emulated path, host side: the VSP hands each request to the IDE emulator in the worker process, does
-# the media access that the emulator asks for, and takes the result back (design: the five steps).
+# The executor of the emulated path, host side: the VSP hands each request to the IDE emulator in the worker process,
+# does the media access that the emulator asks for, and takes the result back (design: the five steps).
 
 from libc.stdint cimport uint32_t, uint64_t
 

@@ -4,10 +4,11 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from hvcore.disk.ops cimport (
-    DISK_NOWAIT, DISK_OK, DISK_RANGE, DISK_READ_ERROR, DISK_WOULD_BLOCK, DISK_WRITE_ERROR, disk_flush, disk_read, disk_write)
+    DISK_NOWAIT, DISK_OK, DISK_RANGE, DISK_READ_ERROR, DISK_WOULD_BLOCK, DISK_WRITE_ERROR, disk_flush, disk_read,
+    disk_write)
 from hvcore.dispatch.handover cimport (
-    HANDOVER_ANSWER_HEADER, HANDOVER_COMMAND, HANDOVER_MEDIA, HANDOVER_MEDIA_DONE, HANDOVER_PIO, HANDOVER_RESULT, HANDOVER_SEGMENTS,
-    HandOverAnswer, HandOverRequest, Segment)
+    HANDOVER_ANSWER_HEADER, HANDOVER_COMMAND, HANDOVER_MEDIA, HANDOVER_MEDIA_DONE, HANDOVER_PIO, HANDOVER_RESULT,
+    HANDOVER_SEGMENTS, HandOverAnswer, HandOverRequest, Segment)
 from hvcore.dispatch.pool cimport pool_submit
 from hvcore.dispatch.synthetic cimport synthetic_execute
 from hvcore.ide.abi cimport ERROR_IDNF, STATUS_BSY, STATUS_ERR
@@ -52,7 +53,7 @@ cdef void emulated_post(EmulatedChannel *channel, uint32_t operation) noexcept n
 # Starting a request.
 
 cdef void emulated_segments(Vsp *vsp, VspRequest *request, HandOverRequest *message, bint *even) noexcept nogil:
-    """The request's pages as the guest's addresses. even: bus-master DMA reaches them (ide.md 5.2: even, below 4 GiB)."""
+    """The request's pages as the guest's addresses. even: bus-master DMA reaches them (ide.md 5.2: even, < 4 GiB)."""
     cdef uint64_t address
     cdef int i
     even[0] = True
@@ -95,7 +96,7 @@ cdef void emulated_start(EmulatedChannel *channel) noexcept nogil:
         message.lba = request.plan.offset // SECTOR
         message.sectors = request.plan.length // SECTOR
         emulated_segments(vsp, request, message, &even)
-        if disk.mode == IDE_MODE_DMA and not even:    # memory that the bus master cannot reach goes through the data port
+        if disk.mode == IDE_MODE_DMA and not even:  # memory that the bus master cannot reach goes through the data port
             message.mode = IDE_MODE_PIO_STRING
     elif request.plan.action == VSP_IDENTIFY:
         message.kind = IDE_REQUEST_IDENTIFY
@@ -191,7 +192,7 @@ cdef bint emulated_same(EmulatedChannel *channel, Vsp *vsp, const HandOverAnswer
 
 
 cdef bint emulated_check(EmulatedChannel *channel, const HandOverAnswer *answer) noexcept nogil:
-    """Whether the media request is part of the request that the worker has, and prepares it. The worker is a stranger."""
+    """Whether the media request is part of the request the worker has, and prepares it. The worker is a stranger."""
     cdef VspRequest *request = channel.current
     cdef Vsp *vsp = <Vsp *> request.owner
     cdef EmulatedDisk *disk = <EmulatedDisk *> vsp.context

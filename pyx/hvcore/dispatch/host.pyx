@@ -1,20 +1,18 @@
 """The parent partition's data path of one VM: a native thread that serves every channel of the VM.
 
-It polls the channels' rings, the worker's answers and the pool's results, spins for a bounded time when there is nothing,
+It polls the channels' rings, the worker's answers and the pool's results, spins for a bounded time when there is
+nothing,
 and then blocks on the doorbells. The thread never runs the interpreter. Its owner changes what it serves under the
 loop's monitor, which the thread holds whenever it works.
 """
 
-import errno
 import os
 import select
 
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memset
 
-from hvcore.disk.ops cimport Backend
 from hvcore.dispatch.emulated cimport (
     EmulatedDisk, EmulatedHost, emulated_drop, emulated_execute, emulated_init, emulated_poll, emulated_ready,
     emulated_unavailable, emulated_worker, emulated_worker_lost)
@@ -22,7 +20,8 @@ from hvcore.dispatch.handover cimport HANDOVER_BYTES, HandOver
 from hvcore.dispatch.pool cimport Pool, PoolJob, pool_start, pool_stop, pool_take_done
 from hvcore.dispatch.synthetic cimport MediaJob, synthetic_execute
 from hvcore.linux.atomics cimport (
-    count64, cpu_relax, exchange32, fetch_add32, load_acquire32, load_relaxed32, load_relaxed64, store_relaxed32, store_release32)
+    count64, cpu_relax, exchange32, fetch_add32, load_acquire32, load_relaxed32, load_relaxed64, store_relaxed32,
+    store_release32)
 from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.cpu cimport spin_budget
 from hvcore.linux.spin cimport SPIN_MAX_NS, Spinner, spin_begin, spin_end, spin_learn
@@ -35,7 +34,7 @@ from hvcore.metrics.counters cimport Counters
 from hvcore.metrics.trace cimport TraceRing, trace_create, trace_off
 from hvcore.scsi.target cimport Target
 from hvcore.storage.vsp cimport (
-    VSP_NO_FAULT, VSP_PACKET_MAX, Vsp, VspRequest, vsp_mask, vsp_open, vsp_poll, vsp_publish, vsp_ready, vsp_unmask)
+    VSP_PACKET_MAX, Vsp, VspRequest, vsp_mask, vsp_open, vsp_poll, vsp_publish, vsp_ready, vsp_unmask)
 from hvcore.vmbus.abi cimport PAGE_SIZE, RingControl
 from hvcore.vmbus.events cimport EventPage, event_host_clear, event_host_pending, event_host_sleeps, event_host_wakes
 from hvcore.vmbus.ring cimport RING_HOST, ring_open_reader, ring_open_writer
@@ -115,13 +114,13 @@ cdef bint loop_ready(HostLoop *loop) noexcept nogil:
 cdef bint loop_spin(HostLoop *loop) noexcept nogil:
     """Waits awake for a bounded time; whether there is something to do. The rings' masks stay set: nobody signals."""
     cdef uint64_t end
-    cdef int i
+    cdef int _look
     cdef bint ready = False
     if not spin_begin(&loop.spinner):
         return False
     end = clock_ns() + loop.spinner.limit_ns
     while True:
-        for i in range(16):
+        for _i in range(16):
             if loop_ready(loop):
                 ready = True
                 break
@@ -199,7 +198,8 @@ cdef void *loop_thread(void *argument) noexcept nogil:
 
 @cython.final
 cdef class Dispatch:
-    """The data path of one VM in the host. All methods may block for as long as a disk access takes, and are for one thread.
+    """The data path of one VM in the host. All methods may block for as long as a disk access takes, and are for one
+    thread.
 
     add_disk (before anything else), attach, open_channel ... close_channel, detach, close. `broken_fd` is an eventfd
     that becomes readable when a worker broke the protocol of its shared memory: it must be ended.
@@ -342,7 +342,7 @@ cdef class Dispatch:
     # Guests.
 
     def attach(self, Region memory not None, Region events not None, int doorbell):
-        """A guest is there: its memory, its event page (4096 bytes) and the eventfd that it rings. The last is duplicated."""
+        """A guest is there: its memory, its event page (4096 bytes) and the eventfd that it rings (duplicated)."""
         if self.memory is not None:
             raise ValueError("a guest is attached already")
         self.guest_bell = os.dup(doorbell)
@@ -416,7 +416,8 @@ cdef class Dispatch:
         return status == 0
 
     def close_channel(self, int index, double timeout=-1):
-        """Stops serving the channel and waits until no request of it is in flight: its memory is then unreferenced (VA-15).
+        """Stops serving the channel and waits until no request of it is in flight: its memory is then unreferenced
+        (VA-15).
 
         timeout: seconds, < 0 for ever. False: something is still in flight (a worker that does not answer); call again
         when that was ended.
@@ -552,7 +553,8 @@ cdef class Dispatch:
         self.close()
 
     def __dealloc__(self):
-        # The interpreter may be half gone here: an owner that forgot close() at least stops the threads, which use this memory.
+        # The interpreter may be half gone here: an owner that forgot close() at least stops the threads, which use
+        # this memory.
         cdef int i
         if self.running:
             store_release32(&self.loop.stopping, 1)

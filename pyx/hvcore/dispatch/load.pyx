@@ -19,8 +19,8 @@ from hvcore.linux.threads cimport monitor_lock, monitor_unlock
 from hvcore.metrics.histogram cimport Histogram, LatencyHistogram, histogram_record
 from hvcore.storage.protocol cimport VSTOR_COMPLETE_IO, VstorPacket, VstorScsiRequest
 from hvcore.storage.vsc cimport (
-    VSC_GONE, VSC_CORRUPT, VSC_INTERRUPTED, VSC_OK, Channel, Vsc, VscSlot, vsc_abandon, vsc_publish, vsc_read_srb, vsc_send,
-    vsc_slot, vsc_slot_return, vsc_wait)
+    VSC_GONE, VSC_CORRUPT, VSC_INTERRUPTED, VSC_OK, Channel, Vsc, VscSlot, vsc_abandon, vsc_publish, vsc_read_srb,
+    vsc_send, vsc_slot, vsc_slot_return, vsc_wait)
 from hvcore.vmbus.ring cimport RING_OK
 
 cdef enum:
@@ -61,7 +61,8 @@ cdef extern from *:
     #include <stdint.h>
     #include <stddef.h>
     #include <string.h>
-    /* The known content of hvcore's own images: the word at byte offset o of the disk is o * K + seed, little-endian. Plain
+    /* The known content of hvcore's own images: the word at byte offset o of the disk is o * K + seed, little-endian.
+    Plain
        loops of independent words, so that the compiler vectorises them. */
     #define HV_PATTERN_K UINT64_C(0x9E3779B97F4A7C15)
     static inline void hv_pattern_fill(uint8_t *data, uint64_t offset, uint64_t length, uint64_t seed) {
@@ -81,7 +82,8 @@ cdef extern from *:
     }
     """
     void pattern_fill "hv_pattern_fill"(uint8_t *data, uint64_t offset, uint64_t length, uint64_t seed) noexcept nogil
-    bint pattern_holds "hv_pattern_holds"(const uint8_t *data, uint64_t offset, uint64_t length, uint64_t seed) noexcept nogil
+    bint pattern_holds "hv_pattern_holds"(
+        const uint8_t *data, uint64_t offset, uint64_t length, uint64_t seed) noexcept nogil
 
 
 def fill_pattern(buffer, uint64_t offset, uint64_t seed):
@@ -244,8 +246,8 @@ cdef object load_result(Load *load, uint64_t seconds_ns, LatencyHistogram histog
     }
 
 
-cdef int load_setup(Load *load, str rw, uint64_t size, uint32_t block, uint32_t sector_size, uint32_t depth, seconds, requests,
-                    uint64_t random_seed, pattern_seed) except -1:
+cdef int load_setup(Load *load, str rw, uint64_t size, uint32_t block, uint32_t sector_size, uint32_t depth, seconds,
+                    requests, uint64_t random_seed, pattern_seed) except -1:
     memset(load, 0, sizeof(Load))
     if rw not in ("randread", "randwrite", "read", "write"):
         raise ValueError(f"there is no workload {rw!r}")
@@ -275,8 +277,10 @@ def run_channel(Channel channel not None, buffer, uint64_t size, uint32_t sector
                 uint32_t block=4096, uint32_t depth=1, seconds=None, requests=None, uint64_t seed=1, pattern_seed=None):
     """Keeps `depth` requests of `block` bytes in flight for `seconds` or `requests`, whichever ends first.
 
-    buffer: guest memory of depth * block bytes. size: bytes of the disk. pattern_seed: reads are compared with the pattern
-    of that seed, and writes write it; None: neither is checked. Returns a dict: requests, seconds, errors, verified_bytes,
+    buffer: guest memory of depth * block bytes. size: bytes of the disk. pattern_seed: reads are compared with the
+    pattern
+    of that seed, and writes write it; None: neither is checked. Returns a dict: requests, seconds, errors,
+    verified_bytes,
     wrong_blocks, wrong_offset, srb_status, disk_status, and latency, a LatencyHistogram.
     """
     cdef ChannelLoad run
@@ -348,7 +352,8 @@ cdef int traced_run(Vsc *vsc, Load *load, Traced *traced) noexcept nogil:
         load.offsets[0] = load_offset(load)
         slot = vsc_slot(vsc)
         if slot != NULL:
-            vsc_read_srb(&packet, load.offsets[0] // load.sector_size, load.block // load.sector_size, load.block, False)
+            vsc_read_srb(&packet, load.offsets[0] // load.sector_size, load.block // load.sector_size, load.block,
+                         False)
             slot.done = traced_done
             slot.owner = traced
             traced.stamps.transaction_id = slot.transaction_id
@@ -370,7 +375,8 @@ cdef int traced_run(Vsc *vsc, Load *load, Traced *traced) noexcept nogil:
 def run_traced(Channel channel not None, buffer, uint64_t size, uint32_t sector_size, *, uint32_t block=4096,
                uint32_t requests=1000, uint64_t seed=1, pattern_seed=None):
     """Random reads one at a time, each with the guest's own stamps: five native uint64 for each request, as bytes:
-    transaction id, and CLOCK_MONOTONIC ns when the application asked, the SRB was built, it was on VMBus, the answer was
+    transaction id, and CLOCK_MONOTONIC ns when the application asked, the SRB was built, it was on VMBus, the answer
+    was
     there. The arguments are run_channel's.
     """
     cdef Load load
@@ -418,9 +424,10 @@ def run_traced(Channel channel not None, buffer, uint64_t size, uint32_t sector_
     return bytes(stamps)
 
 
-def run_disk(Backend disk not None, *, str rw="randread", uint32_t block=4096, seconds=None, requests=None, uint64_t seed=1,
-             pattern_seed=None):
-    """The same workload at depth 1, straight against the storage stack in this process: what all paths are compared with."""
+def run_disk(Backend disk not None, *, str rw="randread", uint32_t block=4096, seconds=None, requests=None,
+             uint64_t seed=1, pattern_seed=None):
+    """The same workload at depth 1, straight against the storage stack in this process: the paths' point of
+    comparison."""
     cdef Load load
     cdef LatencyHistogram histogram = LatencyHistogram()
     cdef uint64_t started

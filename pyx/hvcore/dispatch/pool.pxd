@@ -1,4 +1,5 @@
-# A bounded pool of native threads for disk calls that may block. Jobs are embedded in their owners' requests: no allocation,
+# A bounded pool of native threads for disk calls that may block. Jobs are embedded in their owners' requests: no
+# allocation,
 # no limit but the requests themselves.
 
 from libc.stdint cimport uint32_t
@@ -11,7 +12,7 @@ cdef enum:
 ctypedef struct PoolJob:
     PoolJob *next
     void (*run)(PoolJob *job) noexcept nogil       # in a thread of the pool
-    void (*done)(PoolJob *job) noexcept nogil      # for the owner to call, in its own thread, when it takes the job back
+    void (*done)(PoolJob *job) noexcept nogil     # for the owner to call in its own thread, once it has the job back
 
 ctypedef struct Pool:
     Monitor monitor

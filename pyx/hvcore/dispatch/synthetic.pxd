@@ -1,4 +1,5 @@
-# The executor of the synthetic path: the VSP has the storage stack move the data between the file and the guest's pages.
+# The executor of the synthetic path: the VSP has the storage stack move the data between the file and the guest's
+# pages.
 
 from hvcore.dispatch.pool cimport PoolJob
 from hvcore.storage.vsp cimport VspRequest

@@ -3,13 +3,13 @@
 import os
 
 cimport cython
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset, strlen, strncpy
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
 
 from hvcore.dispatch.handover cimport (
-    HANDOVER_BYTES, HANDOVER_COMMAND, HANDOVER_MEDIA, HANDOVER_MEDIA_DONE, HANDOVER_PIO, HANDOVER_RESULT, HANDOVER_SEGMENTS,
-    HANDOVER_TRACE_BYTES, HandOver, HandOverAnswer, HandOverChannel, HandOverRequest)
+    HANDOVER_BYTES, HANDOVER_COMMAND, HANDOVER_MEDIA, HANDOVER_MEDIA_DONE, HANDOVER_PIO, HANDOVER_RESULT,
+    HANDOVER_SEGMENTS, HANDOVER_TRACE_BYTES, HandOver, HandOverAnswer, HandOverChannel, HandOverRequest)
 from hvcore.ide.abi cimport IDE_BUS_MASTER_BASE, STATUS_ERR
 from hvcore.ide.channel cimport IdeMedia
 from hvcore.ide.controller cimport (
@@ -89,7 +89,8 @@ cdef int worker_store(void *context, uint32_t address, const void *source, uint3
 
 cdef void worker_post(WorkerLoop *loop, WorkerChannel *channel, uint32_t operation) noexcept nogil:
     channel.shared.answer.operation = operation
-    # Release: the host that sees the number sees the answer. Full fence: against the host, which writes its sleep word and
+    # Release: the host that sees the number sees the answer. Full fence: against the host, which writes its sleep word
+    # and
     # then looks at the number once more.
     store_release32(&channel.shared.answer.answered, channel.seen)
     fence_full()
@@ -227,13 +228,13 @@ cdef inline bint worker_ready(WorkerLoop *loop) noexcept nogil:
 
 cdef bint worker_spin(WorkerLoop *loop) noexcept nogil:
     cdef uint64_t end
-    cdef int i
+    cdef int _look
     cdef bint ready = False
     if not spin_begin(&loop.spinner):
         return False
     end = clock_ns() + loop.spinner.limit_ns
     while not ready:
-        for i in range(32):
+        for _i in range(32):
             if worker_ready(loop):
                 ready = True
                 break

@@ -62,5 +62,6 @@ cdef extern from *:
     void monitor_wake "hv_monitor_wake"(Monitor *monitor) noexcept nogil
     void monitor_wake_one "hv_monitor_wake_one"(Monitor *monitor) noexcept nogil
     int monitor_wait "hv_monitor_wait"(Monitor *monitor, int64_t deadline_ns) noexcept nogil
-    int thread_start "hv_thread_start"(Thread *thread, void *(*run)(void *) noexcept nogil, void *argument) noexcept nogil
+    int thread_start "hv_thread_start"(
+        Thread *thread, void *(*run)(void *) noexcept nogil, void *argument) noexcept nogil
     void thread_join "hv_thread_join"(Thread thread) noexcept nogil

@@ -117,7 +117,7 @@ cdef class Region:
 
 @cython.final
 cdef class RegionSlice:
-    """A writable buffer over part of a region. `release()` is called when the last reference and view of it are gone."""
+    """A writable buffer over part of a region. `released()` is called when its last reference and view are gone."""
     cdef readonly Region region
     cdef readonly size_t offset
     cdef readonly size_t size

@@ -1,7 +1,9 @@
-# The storage VSC: the child's end of one storvsp channel (storvsp.md). It builds SRBs, sends them, and matches completions
+# The storage VSC: the child's end of one storvsp channel (storvsp.md). It builds SRBs, sends them, and matches
+# completions
 # to the slots they were sent from.
 #
-# Threads: everything marked [monitor] is called with vsc.monitor held. Of the threads that wait for completions one leads:
+# Threads: everything marked [monitor] is called with vsc.monitor held. Of the threads that wait for completions one
+# leads:
 # it alone reads the host's ring, for all of them; the others wait on the word `progress`.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -26,7 +28,8 @@ cdef enum VscResult:
 ctypedef struct VscSlot:
     VscSlot *next                # in the free list
     uint64_t transaction_id      # 0: free. Index and generation: never a pointer (PK-11)
-    # Called with the monitor held when the completion is there; the slot is free afterwards. NULL: nobody waits any more.
+    # Called with the monitor held when the completion is there; the slot is free afterwards. NULL: nobody waits any
+    # more.
     void (*done)(VscSlot *slot) noexcept nogil
     void *owner
     uint64_t tag                 # the owner's
@@ -115,14 +118,17 @@ cdef bint vsc_pages(Vsc *vsc, VscSlot *slot, uint32_t length) noexcept nogil
 # [monitor] Copies between the slot's bounce pages and memory of this process.
 cdef void vsc_copy_out(Vsc *vsc, VscSlot *slot, uint8_t *to, uint32_t length) noexcept nogil
 cdef void vsc_copy_in(Vsc *vsc, VscSlot *slot, const uint8_t *data, uint32_t length) noexcept nogil
-# [monitor] Puts a packet into the ring, unpublished. With data: `gpa` of `length` bytes, or the slot's bounce pages when it has
+# [monitor] Puts a packet into the ring, unpublished. With data: `gpa` of `length` bytes, or the slot's bounce pages
+# when it has
 # some. RingStatus; RING_FULL asks the host for a signal when there is room.
 cdef int vsc_send(Vsc *vsc, VscSlot *slot, const VstorPacket *packet, uint64_t gpa, uint32_t length) noexcept nogil
 cdef void vsc_read_srb(VstorPacket *packet, uint64_t lba, uint32_t blocks, uint32_t length, bint write) noexcept nogil
-cdef void vsc_srb(VstorPacket *packet, const uint8_t *cdb, uint32_t cdb_length, uint32_t length, uint8_t data_in) noexcept nogil
+cdef void vsc_srb(
+    VstorPacket *packet, const uint8_t *cdb, uint32_t cdb_length, uint32_t length, uint8_t data_in) noexcept nogil
 # [monitor] Publishes what was sent and signals the host where the rules ask for it.
 cdef void vsc_publish(Vsc *vsc) noexcept nogil
-# [monitor] Waits until something completed or `deadline_ns` (CLOCK_MONOTONIC, < 0 never). Runs done() of what completed.
+# [monitor] Waits until something completed or `deadline_ns` (CLOCK_MONOTONIC, < 0 never). Runs done() of what
+# completed.
 cdef int vsc_wait(Vsc *vsc, int64_t deadline_ns) noexcept nogil
 
 # [monitor] The owner goes away: its slots are orphans, freed when their completions come.

@@ -2,7 +2,6 @@
 
 import os
 
-cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -12,7 +11,6 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from hvcore.errors import GuestGone, ProtocolError, RingCorrupt
-
 from hvcore.linux.atomics cimport cpu_relax, fetch_add32, load_acquire32, load_relaxed32, store_release32
 from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.cpu cimport spin_budget
@@ -23,8 +21,8 @@ from hvcore.storage.protocol cimport (
     NT_SUCCESS, VSTOR_BEGIN_INITIALIZATION, VSTOR_COMPLETE_IO, VSTOR_END_INITIALIZATION, VSTOR_EXECUTE_SRB,
     VSTOR_QUERY_PROPERTIES, VSTOR_QUERY_PROTOCOL_VERSION, VSTOR_REQUEST_COMPLETION, VstorScsiRequest)
 from hvcore.vmbus.abi cimport (
-    PACKET_COMPLETION, PACKET_COMPLETION_REQUESTED, PACKET_GPA_DIRECT, PACKET_IN_BAND, PAGE_SIZE, GpaDirectHeader, GpaRange,
-    PacketDescriptor, RingControl)
+    PACKET_COMPLETION, PACKET_COMPLETION_REQUESTED, PACKET_GPA_DIRECT, PACKET_IN_BAND, PAGE_SIZE, GpaDirectHeader,
+    GpaRange, PacketDescriptor, RingControl)
 from hvcore.vmbus.events cimport (
     event_guest_clear, event_guest_pending, event_guest_sleeps, event_guest_wait, event_signal_host, event_wake_guest)
 from hvcore.vmbus.ring cimport (
@@ -99,7 +97,8 @@ cdef void vsc_copy_in(Vsc *vsc, VscSlot *slot, const uint8_t *data, uint32_t len
 
 # Sending.
 
-cdef void vsc_srb(VstorPacket *packet, const uint8_t *cdb, uint32_t cdb_length, uint32_t length, uint8_t data_in) noexcept nogil:
+cdef void vsc_srb(
+        VstorPacket *packet, const uint8_t *cdb, uint32_t cdb_length, uint32_t length, uint8_t data_in) noexcept nogil:
     """EXECUTE_SRB as Linux fills it in (5.2)."""
     cdef VstorScsiRequest *srb = &packet.u.scsi
     memset(packet, 0, sizeof(VstorPacket))
@@ -243,13 +242,13 @@ cdef int vsc_drain(Vsc *vsc) noexcept nogil:
 cdef bint vsc_spin(Vsc *vsc) noexcept nogil:
     """[leader] Waits awake for a bounded time, without the monitor: others may send meanwhile."""
     cdef uint64_t end
-    cdef int i
+    cdef int _look
     cdef bint found = False
     if not vsc.spins or not spin_begin(&vsc.spinner):
         return False
     end = clock_ns() + vsc.spinner.limit_ns
     while not found:
-        for i in range(32):
+        for _i in range(32):
             if ring_poll(&vsc.incoming) or load_relaxed32(&vsc.gone):
                 found = True
                 break
@@ -342,7 +341,7 @@ cdef void command_done(VscSlot *slot) noexcept nogil:
 cdef void transfer_done(VscSlot *slot) noexcept nogil:
     cdef Transfer *transfer = <Transfer *> slot.owner
     cdef VstorScsiRequest *srb = &slot.reply.u.scsi
-    cdef uint64_t block = slot.tag // transfer.parts
+    cdef uint64_t block = slot.tag // transfer.parts, into
     cdef uint8_t status = srb.srb_status
     transfer.in_flight -= 1
     transfer.finished += 1
@@ -357,8 +356,8 @@ cdef void transfer_done(VscSlot *slot) noexcept nogil:
             transfer.scsi_status = srb.scsi_status
             memcpy(transfer.sense, srb.payload, 20)
     elif not transfer.write and not transfer.direct:
-        vsc_copy_out(transfer.vsc, slot, transfer.data + block * transfer.block + slot.tag % transfer.parts * transfer.part,
-                     slot.length)
+        into = slot.tag % transfer.parts * transfer.part
+        vsc_copy_out(transfer.vsc, slot, transfer.data + block * transfer.block + into, slot.length)
 
 
 cdef void transfer_send(Transfer *transfer) noexcept nogil:
@@ -377,7 +376,9 @@ cdef void transfer_send(Transfer *transfer) noexcept nogil:
         block = transfer.next // transfer.parts
         into = transfer.next % transfer.parts * transfer.part
         length = <uint32_t> min(<uint64_t> transfer.part, transfer.block - into)
-        offset = into + (transfer.offsets[block] if transfer.offsets != NULL else transfer.offset + block * transfer.block)
+        offset = into + transfer.offset + block * transfer.block
+        if transfer.offsets != NULL:
+            offset = into + transfer.offsets[block]
         data = transfer.data + block * transfer.block + into
         if not transfer.direct:
             if not vsc_pages(vsc, slot, length):
@@ -480,8 +481,8 @@ cdef class Channel:
     so many adjacent pages, or raises. depth: most requests in flight. spins: waiting awake may pay.
     """
 
-    def __cinit__(self, Region memory not None, Region events not None, int doorbell, relid, ring_pages, uint32_t downstream_offset,
-                  allocate, uint32_t depth=256, bint spins=True):
+    def __cinit__(self, Region memory not None, Region events not None, int doorbell, relid, ring_pages,
+                  uint32_t downstream_offset, allocate, uint32_t depth=256, bint spins=True):
         cdef Vsc *vsc = &self.vsc
         cdef uint32_t count = len(ring_pages), i
         cdef int status
@@ -521,8 +522,8 @@ cdef class Channel:
                                   (downstream_offset - 1) * PAGE_SIZE, RING_GUEST)
         if status == 0:
             status = ring_open_reader(&vsc.incoming, <RingControl *> self.ring_pages[downstream_offset],
-                                      &self.ring_pages[downstream_offset + 1], (count - downstream_offset - 1) * PAGE_SIZE,
-                                      RING_GUEST)
+                                      &self.ring_pages[downstream_offset + 1],
+                                      (count - downstream_offset - 1) * PAGE_SIZE, RING_GUEST)
         if status < 0:
             raise RingCorrupt("the new channel's rings are not valid")
         ring_mask(&vsc.incoming)
@@ -581,7 +582,8 @@ cdef class Channel:
 
     cdef int64_t exchange(self, VstorPacket *packet, uint32_t length, uint8_t *data_in, const uint8_t *data_out,
                           int64_t deadline) except -1:
-        """One packet and its completion, which replaces it; returns the NTSTATUS. `length` bytes go through bounce pages."""
+        """One packet and its completion, which replaces it; returns the NTSTATUS. `length` bytes go through bounce
+        pages."""
         cdef Vsc *vsc = &self.vsc
         cdef Command command
         cdef int result = VSC_INTERRUPTED
@@ -639,7 +641,10 @@ cdef class Channel:
         return 0
 
     def execute(self, cdb, data_out=b"", uint32_t allocation=0, int lun=0, timeout=None):
-        """One SCSI command: (SRB status, SCSI status, sense, data). data_out goes to the device, or up to `allocation` bytes come."""
+        """One SCSI command: (SRB status, SCSI status, sense, data).
+
+        data_out goes to the device, or up to `allocation` bytes come.
+        """
         cdef Py_buffer view
         cdef VstorPacket packet
         cdef uint8_t buffer[16]
@@ -716,8 +721,10 @@ cdef class Channel:
         """Moves blocks of `block` bytes between the disk and the buffer `data`, which holds them one after the other.
 
         offsets: a buffer of one uint64 byte offset for each block, or None for consecutive blocks from `offset`. The
-        caller has checked offsets and sizes. Returns None when all succeeded, else (index of the first failed block, SRB
-        status, SCSI status, sense, SRB status of each block as bytes). TimeoutError, GuestGone, RingCorrupt: the transfer
+        caller has checked offsets and sizes. Returns None when all succeeded, else (index of the first failed block,
+        SRB
+        status, SCSI status, sense, SRB status of each block as bytes). TimeoutError, GuestGone, RingCorrupt: the
+        transfer
         is abandoned, and nothing is written into `data` afterwards unless it is guest memory.
         """
         cdef Transfer transfer
@@ -731,7 +738,8 @@ cdef class Channel:
             if offsets is not None:
                 PyObject_GetBuffer(offsets, &list_view, PyBUF_SIMPLE)
                 transfer.offsets = <const uint64_t *> list_view.buf
-            return self.run(&transfer, offset, block, <uint8_t *> view.buf, view.len, sector_size, lun, queue_depth, deadline)
+            return self.run(&transfer, offset, block, <uint8_t *> view.buf, view.len, sector_size, lun, queue_depth,
+                            deadline)
         finally:
             if transfer.offsets != NULL:
                 PyBuffer_Release(&list_view)

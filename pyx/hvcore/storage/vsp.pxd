@@ -1,4 +1,5 @@
-# The storage VSP: the host's end of one storvsp channel (storvsp.md). It takes vstor packets from the ring, negotiates, has
+# The storage VSP: the host's end of one storvsp channel (storvsp.md). It takes vstor packets from the ring,
+# negotiates, has
 # the SCSI target plan each SRB and gives what needs the medium to an executor; it completes what comes back. It does no
 # media access and no waiting of its own.
 #
@@ -17,11 +18,11 @@ from hvcore.vmbus.ring cimport RingView
 
 cdef enum:
     VSP_LUNS = 64                # units of one controller
-    VSP_PACKET_MAX = 36864       # bytes of the largest packet: 4097 PFNs (16 MiB) and the vstor packet, with room to spare
+    VSP_PACKET_MAX = 36864       # bytes of the largest packet: 4097 PFNs (16 MiB), the vstor packet, room to spare
     VSP_BUDGET = 64              # packets taken from one channel before others have their turn (VA-8)
 
     VSP_PUBLISH = 8              # packets after which completions are published while more are waiting
-    VSP_IDENTIFY = 64            # an action beside the ScsiActions: the drive identifies itself, then plan.data is the answer
+    VSP_IDENTIFY = 64            # beside the ScsiActions: the drive identifies itself, then plan.data is the answer
 
 cdef enum VspState:              # storvsp.md 4.1
     VSP_BEGIN = 0
@@ -53,7 +54,8 @@ ctypedef struct VspRequest:
     VstorPacket packet           # private copy of the request
     ScsiPlan plan
 
-# Does the media access that request.plan asks for, now or later, and then calls vsp_finish (in the Vsp's thread) exactly
+# Does the media access that request.plan asks for, now or later, and then calls vsp_finish (in the Vsp's thread)
+# exactly
 # once.
 ctypedef void (*VspExecutor)(void *context, VspRequest *request) noexcept nogil
 

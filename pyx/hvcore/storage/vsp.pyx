@@ -16,9 +16,9 @@ from hvcore.storage.protocol cimport (
     VSTOR_COMPLETE_IO, VSTOR_CREATE_SUB_CHANNELS, VSTOR_END_INITIALIZATION, VSTOR_EXECUTE_SRB, VSTOR_FCHBA_DATA,
     VSTOR_PACKET_BYTES, VSTOR_QUERY_PROPERTIES, VSTOR_QUERY_PROTOCOL_VERSION, VSTOR_RESET_ADAPTER, VSTOR_RESET_BUS,
     VSTOR_RESET_LUN, VSTOR_WIN6, VSTOR_WIN7, VSTOR_WIN8, VSTOR_WIN8_1, VSTOR_WIN10, VstorPacket, VstorScsiRequest,
-    vstor_command, vstor_complete, vstor_packet_bytes, vstor_reply_bytes)
+    vstor_command, vstor_complete, vstor_reply_bytes)
 from hvcore.vmbus.abi cimport (
-    PACKET_COMPLETION, PACKET_COMPLETION_REQUESTED, PACKET_GPA_DIRECT, PACKET_IN_BAND, PACKET_TRAILER, PAGE_SIZE,
+    PACKET_COMPLETION, PACKET_COMPLETION_REQUESTED, PACKET_GPA_DIRECT, PACKET_IN_BAND, PAGE_SIZE,
     GpaDirectHeader, GpaRange, PacketDescriptor)
 from hvcore.vmbus.events cimport event_signal_guest
 from hvcore.vmbus.ring cimport (
@@ -68,7 +68,9 @@ cdef void vsp_send(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packet,
     vsp.staged = True
 
 
-cdef void vsp_reply(Vsp *vsp, uint64_t transaction_id, uint32_t length, uint32_t status, const VstorPacket *reply) noexcept nogil:
+cdef void vsp_reply(
+        Vsp *vsp, uint64_t transaction_id, uint32_t length, uint32_t status,
+        const VstorPacket *reply) noexcept nogil:
     """The completion of anything but an executed SRB. reply: NULL for a union of zeros (3.3)."""
     cdef VstorPacket packet
     memset(&packet, 0, sizeof(packet))
@@ -157,8 +159,8 @@ cdef inline void vsp_cut(VspRequest *request, uint64_t length) noexcept nogil:
         length -= request.iov[i].iov_len
 
 
-cdef int vsp_ranges(Vsp *vsp, VspRequest *request, const uint8_t *packet, uint32_t header_length, uint32_t *buffer_length,
-                    bint *reachable) noexcept nogil:
+cdef int vsp_ranges(Vsp *vsp, VspRequest *request, const uint8_t *packet, uint32_t header_length,
+                    uint32_t *buffer_length, bint *reachable) noexcept nogil:
     """The buffer of a GPA-direct packet as host addresses, adjacent pages merged (2.2). -1: channel fault."""
     cdef GpaDirectHeader header
     cdef GpaRange range_
@@ -350,12 +352,13 @@ cdef int vsp_packet(Vsp *vsp, uint32_t length) noexcept nogil:
         return vsp_negotiate(vsp, descriptor.transaction_id, &packet, payload)
     if payload < SRB_BYTES:
         return vsp_fault(vsp, VSP_FAULT_PACKET)
-    return vsp_execute(vsp, descriptor.transaction_id, &packet, vsp.buffer, 8 * <uint32_t> descriptor.data_offset8, direct,
-                       payload)
+    return vsp_execute(vsp, descriptor.transaction_id, &packet, vsp.buffer, 8 * <uint32_t> descriptor.data_offset8,
+                       direct, payload)
 
 
 cdef bint vsp_has_room(Vsp *vsp) noexcept nogil:
-    """Whether every request in flight and one more can be answered (section 14). A fault is room: nothing is answered."""
+    """Whether all requests in flight and one more can be answered (section 14). A fault is room: nothing is
+    answered."""
     cdef int64_t needed = <int64_t> COMPLETION_BYTES * (vsp.in_flight + 1)
     cdef int status
     if vsp.room > needed:

@@ -1,5 +1,6 @@
 # Event flags and doorbells of one child partition: one shared page (docs/vmbus-user.md), flags as in the SynIC (EV-1 to
-# EV-6). Both ends wait alike (design: clear own flags, drain, unmask, fence, re-check, sleep word, fence, re-check, block) and
+# EV-6). Both ends wait alike (design: clear own flags, drain, unmask, fence, re-check, sleep word, fence, re-check,
+# block) and
 # signal alike (publish, fence, mask, flag, sleep word, wake).
 #
 # The page is in the guest's hands. Nothing the guest writes into it can do more than lose its own wake-ups.
@@ -7,7 +8,8 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from hvcore.linux.atomics cimport (
-    exchange32, exchange64, fence_full, fetch_and64, fetch_or64, load_acquire32, load_relaxed32, load_relaxed64, store_relaxed32)
+    exchange32, exchange64, fence_full, fetch_and64, fetch_or64, load_acquire32, load_relaxed32, load_relaxed64,
+    store_relaxed32)
 from hvcore.linux.syscalls cimport eventfd_ring, futex_wait, futex_wake
 
 cdef extern from *:
@@ -47,7 +49,8 @@ cdef enum:
 cdef inline bint event_signal_guest(EventPage *page, uint32_t relid) noexcept nogil:
     """Raises the channel's flag and wakes a sleeping guest; True when a wake-up was sent.
 
-    The caller has published its index and seen that the mask is clear. The locked OR is the full barrier between that and
+    The caller has published its index and seen that the mask is clear. The locked OR is the full barrier between that
+    and
     the load of the sleep word: either the sleeper's re-check sees the flag, or we see that it sleeps.
     """
     fetch_or64(&page.to_guest[relid // 64], <uint64_t> 1 << (relid % 64))
@@ -57,7 +60,8 @@ cdef inline bint event_signal_guest(EventPage *page, uint32_t relid) noexcept no
 cdef inline bint event_wake_guest(EventPage *page) noexcept nogil:
     cdef uint32_t word = load_acquire32(&page.guest_sleep)
     # One waker takes an odd word to the next even one. Several threads of a guest may wait: a word that only went back
-    # to 0 could be set again by a second waiter before the first one blocks, which would then sleep through its wake-up.
+    # to 0 could be set again by a second waiter before the first one blocks, which would then sleep through its
+    # wake-up.
     if word & 1 and compare_exchange32(&page.guest_sleep, word, word + 1):
         futex_wake(&page.guest_sleep, 0x7fffffff)
         return True
