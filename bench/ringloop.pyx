@@ -65,12 +65,12 @@ cdef class Ends:
 
 def local(Ends ring not None, uint64_t count, uint32_t size):
     """Sends and receives `count` packets one by one in this thread: the instructions alone."""
-    cdef uint64_t i
+    cdef uint64_t _
     cdef uint64_t begin
     cdef int status = 0
     with nogil:
         begin = clock_ns()
-        for i in range(count):
+        for _ in range(count):
             status |= ring.send(size)
             status |= ring.receive()
         begin = clock_ns() - begin
@@ -130,14 +130,14 @@ def consume(Ends ring not None, uint64_t count, uint64_t burst):
 
 def ping(Ends there not None, Ends back not None, uint64_t count, uint32_t size):
     """`count` round trips, and one before the clock starts, seen from the side that begins."""
-    cdef uint64_t i
+    cdef uint64_t _
     cdef uint64_t begin
     cdef int status = 0
     with nogil:
         status |= there.send(size)
         status |= back.receive()
         begin = clock_ns()
-        for i in range(count):
+        for _ in range(count):
             status |= there.send(size)
             status |= back.receive()
         begin = clock_ns() - begin
@@ -146,10 +146,10 @@ def ping(Ends there not None, Ends back not None, uint64_t count, uint32_t size)
 
 
 def pong(Ends there not None, Ends back not None, uint64_t count, uint32_t size):
-    cdef uint64_t i
+    cdef uint64_t _
     cdef int status = 0
     with nogil:
-        for i in range(count + 1):
+        for _ in range(count + 1):
             status |= there.receive()
             status |= back.send(size)
     assert status >= 0

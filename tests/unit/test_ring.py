@@ -224,6 +224,16 @@ def test_want_refuses_what_never_comes():
         ring.want(PAGE)
 
 
+@pytest.mark.parametrize(("published", "words"), [(8, 2), (16, 2), (24, 3), (32, 4)])
+def test_trailer_must_be_published(published, words):
+    """vmbus.md 2.2: len8 * 8 + 8 <= used."""
+    buffer = bytearray(2 * PAGE)
+    struct.pack_into("<I", buffer, 0, published)
+    struct.pack_into("<3H", buffer, PAGE, 6, 2, words)
+    with pytest.raises(RingCorrupt):
+        Ring.attach(buffer).receive()
+
+
 def test_own_index_is_private():
     """RB-42: what a peer writes over it redirects nobody."""
     buffer = bytearray(2 * PAGE)
