@@ -34,15 +34,16 @@ format:
 types:
 	$(PYTHON) -m mypy --strict
 
-# Memory errors and data races in the compiled core, each with its own build.
+# Memory errors and data races in rings, each with its own build. soak runs every test under AddressSanitizer.
 asan:
-	PYTHON=$(CURDIR)/$(PYTHON) tests/race/run_asan.sh
+	$(PYTHON) tests/race/run.py address tests/race tests/unit/test_ring.py tests/property/test_ring.py
 
 tsan:
-	PYTHON=$(CURDIR)/$(PYTHON) tests/race/run_tsan.sh
+	$(PYTHON) tests/race/run.py thread
 
 # The same for much longer: every test, the slow ones too.
-soak: asan tsan
+soak: tsan
+	$(PYTHON) tests/race/run.py address
 	$(PYTHON) -m pytest -m "slow or not slow"
 
 bench: build
