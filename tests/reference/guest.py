@@ -1,7 +1,9 @@
-"""A child partition without drivers: guest memory, event page, doorbell, and the rings of its storage channels, driven by
-hand against a hvcore.dispatch.host.Dispatch. It sends what it is told to, right or wrong, and waits by looking.
+"""A child partition without drivers: guest memory, event page, doorbell, and the rings of its storage channels.
+
+Driven by hand against a hvcore.dispatch.host.Dispatch. It sends what it is told, right or wrong, and waits by looking.
 """
 
+import contextlib
 import os
 import select
 import struct
@@ -9,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 from hvcore.dispatch.host import Dispatch
+
 from hvcore.memory.region import Region
 from hvcore.scsi import Target
 from hvcore.vmbus import Packet, Ring
@@ -41,10 +44,11 @@ def srb(cdb: bytes, length: int = 0, data_in: int | None = None, *, size: int = 
     """An EXECUTE_SRB packet as a Linux guest fills it; `length`: bytes of its buffer."""
     if data_in is None:
         data_in = TO_GUEST if length else NO_DATA
+    struct_length = fields.get("struct_length", 0x34 if size >= 64 else 0x24)
     union = struct.pack(
         "<H10BI",
-        fields.get("struct_length", 0x34 if size >= 64 else 0x24), 0, 0, 0, fields.get("path", 0), fields.get("target", 0),
-        fields.get("lun", 0), fields.get("cdb_length", len(cdb)), fields.get("sense_length", 0x14), data_in, 0, length,
+        struct_length, 0, 0, 0, fields.get("path", 0), fields.get("target", 0), fields.get("lun", 0),
+        fields.get("cdb_length", len(cdb)), fields.get("sense_length", 0x14), data_in, 0, length,
     )  # fmt: skip
     union += cdb.ljust(20, b"\0") + struct.pack("<HBBIII", 0, 0xFF, 0x20, FLAGS.get(data_in, 0x10A), 60, 0)
     return vstor(3, union, length=size)
@@ -81,9 +85,11 @@ class Answer:
         self.packet = packet
         self.tid = packet.transaction_id
         self.operation, self.flags, self.status = struct.unpack_from("<3I", packet.payload)
-        self.srb_status, self.scsi_status = packet.payload[14], packet.payload[15]
-        (self.length,) = struct.unpack_from("<I", packet.payload, 24)
-        self.sense = packet.payload[28:46]
+        # Of an SRB; zeros where a reply is too short to have them.
+        scsi = packet.payload.ljust(64, b"\0")
+        self.srb_status, self.scsi_status = scsi[14], scsi[15]
+        (self.length,) = struct.unpack_from("<I", scsi, 24)
+        self.sense = scsi[28:46]
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -144,10 +150,8 @@ class Guest:
         many is allowed (EV, docs/vmbus-user.md)."""
         with memoryview(self.events) as view:
             view[256 + relid // 8] |= 1 << relid % 8
-        try:
+        with contextlib.suppress(BlockingIOError):  # the counter was filled on purpose
             os.write(self.doorbell, (1).to_bytes(8, "little"))
-        except BlockingIOError:
-            pass  # the counter was filled on purpose
 
     def close(self) -> None:
         self.dispatch.close()
