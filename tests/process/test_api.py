@@ -105,7 +105,7 @@ def test_trim(place: Place) -> None:
         disk.trim(8192, 16384)
         place.wrote(8192, bytes(16384))
     else:
-        with pytest.raises(hvcore.DiskError, match="not supported|write protected"):
+        with pytest.raises(hvcore.DiskError, match=r"not supported|write protected"):
             disk.trim(8192, 16384)
     assert disk.read(0, SIZE) == place.model
     disk.trim(0, 0)
