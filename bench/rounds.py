@@ -1,0 +1,197 @@
+"""What the benchmarks of disk requests share: the file, the offsets, and rounds of several contestants in turn."""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import hvcore.metrics.histogram
+from hvcore.metrics.histogram import LatencyHistogram
+from hvcore.report.bench import make_image
+from hvcore.report.machine import cpu_model
+
+FILE_BYTES = 256 << 20
+BLOCK = 4096
+ROUNDS = 11
+DEPTHS = (1, 32)
+
+Offsets = npt.NDArray[np.uint64]
+
+
+@contextlib.contextmanager
+def image_file() -> Iterator[Path]:
+    """A file of written bytes, so that every block is a page of its own in the cache; gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="hvcore-bench-") as folder:
+        path = Path(folder, "image")
+        make_image(str(path), FILE_BYTES)
+        yield path
+
+
+def random_offsets(seed: int, requests: int) -> Offsets:
+    blocks = np.random.default_rng(seed).integers(0, FILE_BYTES // BLOCK, requests, dtype=np.uint64)
+    return blocks * np.uint64(BLOCK)
+
+
+def placement() -> tuple[int, int] | None:
+    """A CPU for either side of the floor, where there are two."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return (cpus[0], cpus[1]) if len(cpus) > 1 else None
+
+
+def flavor() -> str:
+    """Of the compiled modules: the folder's below build/, else release, as an installation and a build in place are."""
+    parts = Path(hvcore.metrics.histogram.__file__).parts
+    return parts[parts.index("build") + 1] if "build" in parts[:-1] else "release"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One round of one contestant; `latency` is None where it is not known for each request."""
+
+    requests: int
+    seconds: float
+    latency: LatencyHistogram | None
+
+
+Contestant = Callable[[int], Result]  # from the seed of the round's offsets
+
+
+def each(step: Callable[[int], Any], requests: int) -> Contestant:
+    """Calls `step` with one offset after the other, from Python, and times every call."""
+
+    def run(seed: int) -> Result:
+        places = random_offsets(seed, requests).tolist()
+        histogram = LatencyHistogram()
+        start_ns = now_ns = time.monotonic_ns()
+        for offset in places:
+            step(offset)
+            before_ns, now_ns = now_ns, time.monotonic_ns()
+            histogram.record(now_ns - before_ns)
+        return Result(requests, (now_ns - start_ns) / 1e9, histogram)
+
+    return run
+
+
+def preadv_step(fd: int, depth: int) -> Callable[[int], Any]:
+    """os.preadv into `depth` buffers in turn."""
+    buffers = [[bytearray(BLOCK)] for _ in range(depth)]
+    turn = 0
+
+    def step(offset: int) -> None:
+        nonlocal turn
+        turn = (turn + 1) % depth
+        os.preadv(fd, buffers[turn], offset)
+
+    return step
+
+
+class Rounds:
+    """Every contestant once per round, so that a disturbance meets all of them. The first one is what `ratio` and a
+    pytest-benchmark's own time are of."""
+
+    def __init__(self, depth: int, contestants: dict[str, Contestant]) -> None:
+        self.depth = depth
+        self.contestants = contestants
+        self.ns: dict[str, list[float]] = {name: [] for name in contestants}
+        self.latencies = {name: LatencyHistogram() for name in contestants}
+        self.requests: dict[str, int] = {}
+        self.first = next(iter(contestants))
+
+    def run(self, name: str, seed: int) -> None:
+        result = self.contestants[name](seed)
+        self.ns[name].append(1e9 * result.seconds / result.requests)
+        self.requests[name] = result.requests
+        if result.latency is not None:
+            self.latencies[name].merge(result.latency)
+
+    def others(self, seed: int) -> None:
+        for name in self.contestants:
+            if name != self.first:
+                self.run(name, seed)
+
+    def warm_up(self) -> None:
+        """A round that does not count: caches, first-time allocations, and how long waits are worth spinning."""
+        for contestant in self.contestants.values():
+            contestant(0)
+
+    def all(self) -> None:
+        self.warm_up()
+        for seed in range(1, ROUNDS + 1):
+            self.run(self.first, seed)
+            self.others(seed)
+
+    def benchmark(self, benchmark: Any) -> None:
+        """The same by pytest-benchmark, whose time is that of the first contestant."""
+        seeds = iter(range(1, ROUNDS + 1))
+
+        def others() -> tuple[tuple[str, int], dict[str, Any]]:
+            seed = next(seeds)
+            self.others(seed)
+            return (self.first, seed), {}
+
+        self.warm_up()
+        benchmark.pedantic(self.run, setup=others, rounds=ROUNDS)
+
+    def figures(self) -> dict[str, Any]:
+        """Nanoseconds per request and IOPS of each contestant, median and spread of the rounds; `ratio`: its median
+        IOPS to the first's; latency_ns over all rounds."""
+        result: dict[str, Any] = {
+            "depth": self.depth,
+            "block_size": BLOCK,
+            "rounds": len(self.ns[self.first]),
+            "machine": {"cpu": cpu_model(), "cpus": len(os.sched_getaffinity(0)), "flavor": flavor()},
+            "load_average": os.getloadavg()[0],
+            "contestants": {},
+        }
+        base = statistics.median(self.ns[self.first])
+        for name, ns in self.ns.items():
+            median = statistics.median(ns)
+            result["contestants"][name] = {
+                "requests": self.requests[name],
+                "ns_per_request": {"median": median, "min": min(ns), "max": max(ns)},
+                "iops": 1e9 / median,
+                "ratio": base / median,
+                "latency_ns": self.latencies[name].summary() if self.latencies[name].count else None,
+            }
+        return result
+
+
+def table(figures: dict[str, Any]) -> str:
+    machine, contestants = figures["machine"], figures["contestants"]
+    width = max(len(name) for name in contestants)
+    lines = [
+        f"queue depth {figures['depth']}, {figures['rounds']} rounds of reads of {figures['block_size']} bytes, "
+        f"{machine['cpus']} CPUs ({machine['cpu']}), {machine['flavor']}, load {figures['load_average']:.2f}",
+        f"{'':{width}}{'ns/request':>12}{'min':>8}{'max':>8}{'IOPS':>10}{'ratio':>7}{'p50':>9}{'p99':>9}{'p99.9':>9}",
+    ]
+    for name, one in contestants.items():
+        ns, latency = one["ns_per_request"], one["latency_ns"]
+        line = (
+            f"{name:{width}}{ns['median']:12.0f}{ns['min']:8.0f}{ns['max']:8.0f}{one['iops']:10.0f}{one['ratio']:7.2f}"
+        )
+        if latency is not None:
+            line += f"{latency['p50']:9}{latency['p99']:9}{latency['p99_9']:9}"
+        lines.append(line)
+    lines += [f"{name}: {note}" for name, note in figures.get("notes", {}).items()]
+    return "\n".join(lines)
+
+
+def script(description: str, compare: Callable[[Path, int], dict[str, Any]]) -> None:
+    """The command line: figures for each queue depth."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", action="store_true", help="one object per queue depth instead of tables")
+    arguments = parser.parse_args()
+    with image_file() as path:
+        for depth in DEPTHS:
+            figures = compare(path, depth)
+            print(json.dumps(figures) if arguments.json else table(figures), flush=True)
