@@ -99,7 +99,7 @@ def _machine_facts(machine: Machine) -> list[tuple[str, str]]:
     cpus = f"{machine.cpu_model}; {len(machine.cpus)} of {online} ({cpu_list(machine.cpus)})"
     if machine.cpu_quota is not None:
         cpus += f", quota {machine.cpu_quota:g}"
-    spinning = f"at most {machine.spinners} spinning" if machine.spinners else "waiters block at once"
+    spinning = f"at most {machine.spinners} spinning in each process" if machine.spinners else "waiters block at once"
     return [
         ("CPUs", cpus),
         ("placement", f"{machine.placement}; {spinning}"),
@@ -123,6 +123,8 @@ def _section(table: Table, name: str) -> None:
 def _figures(comparison: Comparison) -> Table:
     runs = comparison.runs
     table = _columns([title(run.path, run.ide_mode) for run in runs])
+    if len({run.queue_depth for run in runs}) > 1:  # the local path has one request at a time
+        table.add_row("queue depth", *[str(run.queue_depth) for run in runs])
     table.add_row("IOPS", *[f"{run.iops:,.0f}" for run in runs])
     table.add_row("throughput", *[rate(run.bytes_per_second) for run in runs])
     table.add_row("requests", *[f"{run.requests:,}" for run in runs])
@@ -149,7 +151,8 @@ def _figures(comparison: Comparison) -> Table:
 def comparison_table(comparison: Comparison) -> RenderableType:
     """Rates, latencies, counted costs and ratios, one column per path, and what they were measured on."""
     run = comparison.runs[0]
-    workload = f"{run.rw}, {format_size(run.block_size)}, queue depth {run.queue_depth}, {run.seconds:.1f} s per path"
+    depth = max(run.queue_depth for run in comparison.runs)
+    workload = f"{run.rw}, {format_size(run.block_size)}, queue depth {depth}, {run.seconds:.1f} s per path"
     facts = [("workload", workload), _image_fact(comparison.image), *_machine_facts(comparison.machine)]
     return Group(_figures(comparison), _facts(facts))
 

@@ -55,7 +55,7 @@ def test_comparison_shows_machine_and_workload():
     assert "randread, 4 KiB, queue depth 1, 2.0 s per path" in text
     assert "temporary, vhdx, 64 MiB, sectors of 512 bytes" in text
     assert "Example 9000; 2 of 8 CPUs (0-1), quota 1.5" in text
-    assert "not pinned; at most 1 spinning" in text
+    assert "not pinned; at most 1 spinning in each process" in text
 
 
 def test_explanation_shows_steps_times_and_counts():
