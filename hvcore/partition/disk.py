@@ -141,12 +141,12 @@ class Disk:
     def _batch(self, write: bool, offsets: Any, blocks: Any, queue_depth: int, timeout: float | None) -> None:
         import numpy
 
-        places = numpy.ascontiguousarray(offsets)
+        places = numpy.asarray(offsets)
         if places.ndim != 1 or (places.size and places.dtype.kind not in "iu"):
             raise ValueError("offsets are one dimension of integers")
         if places.size and int(places.min()) < 0:
             raise ValueError("an offset is negative")
-        places = places.astype(numpy.uint64, copy=False)
+        places = numpy.ascontiguousarray(places, dtype=numpy.uint64)
         view = memoryview(blocks)
         if not view.c_contiguous:
             raise ValueError("the blocks are not one contiguous buffer")
