@@ -1,4 +1,4 @@
-"""The source tree last on the path: the benchmarks share modules and twins, and measure the hvcore that is installed."""
+"""The source tree last on the path: the benchmarks share modules and twins, and measure the installed hvcore."""
 
 import sys
 from pathlib import Path
