@@ -38,8 +38,6 @@ class Child:
         try:
             with theirs:
                 fds = [attachment, theirs.fileno()]
-                for fd in fds:
-                    os.set_inheritable(fd, True)
                 self.process = spawn("hvcore.partition.child", map(str, fds), fds, search=[p for p in search if p])
             ours.sendall(len(order).to_bytes(8, "little") + order)
         except BaseException:

@@ -56,7 +56,7 @@ ctypedef struct Vsc:
     uint32_t page_count          # all pages given to this channel
     uint8_t *buffer              # for the packet at hand
     uint64_t *header             # GPA-direct header being built
-    int doorbell                 # eventfd; owned by the Guest
+    int doorbell                 # eventfd; owned
     uint32_t depth
     uint32_t in_flight
     uint32_t max_transfer        # bytes; 0 before negotiation

@@ -29,6 +29,9 @@ from hvcore.vmbus.ring cimport (
     RING_EMPTY, RING_FULL, RING_GUEST, RING_OK, ring_mask, ring_open_reader, ring_open_writer, ring_poll, ring_publish,
     ring_put, ring_release, ring_take, ring_unmask, ring_want, ring_want_no_more)
 
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+
 cdef enum:
     PACKET_MAX = 65536           # of the host: completions and notifications, and room for what a later host may send
     VSC_VERSIONS = 5
@@ -496,10 +499,12 @@ cdef class Channel:
         if status < 0:
             raise OSError(-status, os.strerror(-status))
         self.ready = True                    # from here on __dealloc__ has something to do
+        vsc.doorbell = -1
         vsc.events = <EventPage *> events.base
         vsc.base = memory.base
         vsc.size_bytes = memory.size
-        vsc.doorbell = doorbell
+        # Its own: a thread that is still signalling when the guest closes must not write into what got the number next.
+        vsc.doorbell = os.dup(doorbell)
         vsc.relid = relid
         vsc.depth = depth
         vsc.spins = spins
@@ -531,6 +536,8 @@ cdef class Channel:
     def __dealloc__(self):
         if self.ready:
             monitor_destroy(&self.vsc.monitor)
+            if self.vsc.doorbell >= 0:
+                close(self.vsc.doorbell)
         free(self.vsc.buffer)
         free(self.vsc.header)
         free(self.vsc.slots)
