@@ -55,5 +55,5 @@ wheel:
 # All that a build or a test run made; the environment stays.
 clean:
 	rm -rf build dist hvcore.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find hvcore -name '*.so' -delete
+	find . -name '*.so' -not -path './$(VENV)/*' -delete
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -26,7 +26,7 @@ import pytest
 from hvcore.vmbus import Ring
 from tests.reference import ring as twin
 
-ringloop = pytest.importorskip("bench.ringloop", reason="built only with HVCORE_EXTRA=bench")
+ringloop = pytest.importorskip("bench_ringloop", reason="built only with HVCORE_EXTRA=bench")
 
 ROUNDS = 31
 RING_BYTES = 4096 * 17

@@ -43,7 +43,7 @@ def build(flavor: str) -> dict[str, str]:
 def pytest(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     # Without address randomisation: the sanitizers' shadow maps do not fit every layout of newer kernels.
     command = ["setarch", platform.machine(), "-R", sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-s"]
-    probe = [*command[:4], "-c", "import tests.race.ringloop as m; print(m.__file__)"]
+    probe = [*command[:4], "-c", "import tests_race_ringloop as m; print(m.__file__)"]
     loaded = subprocess.run(probe, cwd=TOP, env=env, text=True, capture_output=True, check=False)
     if f"build/{env['HVCORE_FLAVOR']}/" not in loaded.stdout:
         sys.exit(f"the {env['HVCORE_FLAVOR']} build does not load: {loaded.stdout}{loaded.stderr}")

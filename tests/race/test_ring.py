@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-ringloop = pytest.importorskip("tests.race.ringloop", reason="built only with HVCORE_EXTRA=tests/race")
+ringloop = pytest.importorskip("tests_race_ringloop", reason="built only with HVCORE_EXTRA=tests/race")
 
 PAGE = 4096
 ONE = [0, 1]
