@@ -41,7 +41,8 @@ cdef void vsp_open(Vsp *vsp) noexcept nogil:
     vsp.in_flight = 0
     vsp.staged = vsp.taken = vsp.starved = False
     vsp.free = NULL
-    for i in range(vsp.depth):
+    # No more requests than the outgoing ring has room to answer: room for one more could never come (RB-32).
+    for i in range(min(vsp.depth, (vsp.outgoing.size - 1) // <uint32_t> COMPLETION_BYTES)):
         vsp.requests[i].owner = vsp
         vsp.requests[i].next = vsp.free
         vsp.free = &vsp.requests[i]
