@@ -336,8 +336,8 @@ cdef int vsp_packet(Vsp *vsp, uint32_t length) noexcept nogil:
     """One packet in vsp.buffer, its descriptor validated by the ring. -1: channel fault."""
     cdef PacketDescriptor descriptor
     cdef VstorPacket packet
-    cdef uint32_t payload
-    cdef bint direct
+    cdef uint32_t payload, buffer_length
+    cdef bint direct, reachable
     memcpy(&descriptor, vsp.buffer, sizeof(descriptor))
     direct = descriptor.type == PACKET_GPA_DIRECT
     if not direct and descriptor.type != PACKET_IN_BAND:
@@ -350,6 +350,10 @@ cdef int vsp_packet(Vsp *vsp, uint32_t length) noexcept nogil:
     memset(&packet, 0, sizeof(packet))                       # a short packet leaves zeros, not what was there before
     memcpy(&packet, vsp.buffer + 8 * <uint32_t> descriptor.data_offset8, min(payload, <uint32_t> VSTOR_PACKET_BYTES))
     if packet.operation != VSTOR_EXECUTE_SRB:
+        # The header is checked whatever it belongs to (2.2); the free request only lends its buffer list.
+        if direct and vsp_ranges(vsp, vsp.free, vsp.buffer, 8 * <uint32_t> descriptor.data_offset8, &buffer_length,
+                                 &reachable) < 0:
+            return vsp_fault(vsp, VSP_FAULT_RANGE)
         return vsp_negotiate(vsp, descriptor.transaction_id, &packet, payload)
     if payload < SRB_BYTES:
         return vsp_fault(vsp, VSP_FAULT_PACKET)
