@@ -22,6 +22,7 @@ PATIENCE_S = 20.0  # far beyond any answer; only a lost one takes as long
 DATA_PFN = 512  # rings lie below, data buffers from here on
 TO_GUEST, FROM_GUEST, NO_DATA = 1, 0, 2
 FLAGS = {TO_GUEST: 0x14A, FROM_GUEST: 0x18A, NO_DATA: 0x10A}  # storvsp.md 5.2
+WORDS = {"in_": 0, "out": 4, "mask": 8, "pending": 12, "features": 64}  # vmbus.md 1.2
 DISK_ID = bytes.fromhex("00112233445566778899aabbccddeeff")
 
 
@@ -224,7 +225,7 @@ class Channel:
         self.signal()
 
     def scribble(self, packet: bytes, *, published: int | None = None) -> None:
-        """Any bytes as the next packet; afterwards this end of the ring is of no more use."""
+        """Any bytes as the next packet, and In moved by `published` (None: behind the trailer)."""
         control = self.control[0]
         start = self.guest.load32(control)
         slot = packet + bytes(-len(packet) % 8) + struct.pack("<II", 0, start)
@@ -232,6 +233,16 @@ class Channel:
             place = (start + at) % self.size
             self.guest.write(self.pfns[1 + place // PAGE] * PAGE + place % PAGE, bytes([byte]))
         self.guest.store32(control, (start + (len(slot) if published is None else published)) % self.size)
+        # The ring object keeps an index of its own (RB-42): one that starts from this In follows.
+        if self.to_host is not None:
+            self.to_host.close()
+        self.to_host = Ring.attach(self.guest.memory, pages=self.pfns[: self.downstream], role="guest")
+        self.signal()
+
+    def words(self, ring: int, **values: int) -> None:
+        """Scribbles on the control page of the ring to the host (0) or to the guest (1)."""
+        for name, value in values.items():
+            self.guest.store32(self.control[ring] + WORDS[name], value)
         self.signal()
 
     # Receiving.
