@@ -1,4 +1,4 @@
-"""Packets and rings that break the rules: what they do to their channel, and that they do nothing to others (13, 9.2)."""
+"""Packets and rings that break the rules: what they do to their channel, and that others never notice (13, 9.2)."""
 
 import random
 import re
