@@ -20,8 +20,8 @@ Drive = tuple[int, int, int, bool, str, int]  # see hvcore.dispatch.worker.Worke
 class Emulator:
     """One worker process. Its end shows as pidfd turning readable; the owner then closes it and may start another."""
 
-    def __init__(self, dispatch: Dispatch, drives: list[Drive]) -> None:
-        """Starts the process and waits until it serves. HostError when it does not."""
+    def __init__(self, dispatch: Dispatch, drives: list[Drive], memory: Region | None) -> None:
+        """Starts the process and waits until it serves; memory: of the guest that is there. HostError when it does not."""
         self._dispatch = dispatch
         self._attached = False
         self.shared = Region.create(HANDOVER_SIZE, "hvcore-worker")
@@ -37,6 +37,9 @@ class Emulator:
             raise
         try:
             self._tell({"drives": drives}, [self.shared.fd, dispatch.worker_bell], START_TIMEOUT)
+            # First the memory: requests that waited for a worker go to it as soon as it is attached.
+            if memory is not None:
+                self.memory(memory)
             dispatch.worker_attached(self.shared)
             self._attached = True
         except BaseException:

@@ -225,11 +225,10 @@ class Vm:
     # The worker.
 
     def _start_worker(self) -> None:
-        self._emulator = Emulator(self.dispatch, self._drives)
+        memory = self._partition.memory if self._partition is not None else None
+        self._emulator = Emulator(self.dispatch, self._drives, memory)
         self._watch = _Watch(self._emulator.pidfd, self._worker_ended)
         self._loop.add(self._watch)
-        if self._partition is not None:
-            self._emulator.memory(self._partition.memory)
         self._open_trace()
 
     def _stop_worker(self) -> None:
