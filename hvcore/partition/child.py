@@ -7,6 +7,7 @@ import pickle
 import select
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Iterable
 from types import TracebackType
@@ -113,6 +114,14 @@ def _outcome(ok: bool, value: Any) -> bytes:
     return len(answer).to_bytes(8, "little") + answer
 
 
+def _end_with(pipe: int) -> None:
+    """Ends this process when the other end of the pipe is closed: whoever started it is gone, whatever it does now."""
+    poll = select.poll()
+    poll.register(pipe, 0)  # hang-ups are reported unasked
+    if any(event & select.POLLHUP for _, event in poll.poll()):
+        os._exit(1)
+
+
 def main(attachment: int, pipe: int) -> None:
     """In the child: attach, call, report."""
     from hvcore.partition.guest import Guest
@@ -121,6 +130,7 @@ def main(attachment: int, pipe: int) -> None:
         os.set_inheritable(fd, False)
     with socket.socket(fileno=pipe) as report:
         order = _read(report, int.from_bytes(_read(report, 8), "little"))
+        threading.Thread(target=_end_with, args=(pipe,), name="hvcore-end", daemon=True).start()
         try:
             target, arguments, disks = pickle.loads(order)
             module, function = target.split(":")
