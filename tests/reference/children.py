@@ -100,18 +100,17 @@ def client(*images: str) -> None:
 
 
 def read_for_ever(image: str) -> None:
-    """A client whose own read never ends: its host is stopped. Ctrl-C ends it."""
+    """A client whose own read is never answered: its host is stopped meanwhile. Ctrl-C ends it."""
     with hvcore.Host() as host, host.create_vm("blocked", "16M", [hvcore.DiskConfig(image, format="raw")]) as vm:
         vm.start()
         with vm.attach() as guest:
-            os.kill(host.pid, signal.SIGSTOP)
+            print(host.pid, flush=True)
+            sys.stdin.readline()
             try:
-                print(host.pid, flush=True)
+                print("reading", flush=True)
                 guest.disks[0].read(0, 4096)
             except KeyboardInterrupt:
                 print("interrupted", flush=True)
-            finally:
-                os.kill(host.pid, signal.SIGCONT)
 
 
 if __name__ == "__main__":
