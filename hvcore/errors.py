@@ -3,6 +3,8 @@
 Bad arguments are ValueError or TypeError, as everywhere in Python.
 """
 
+from typing import Any
+
 
 class Error(Exception):
     """Base of everything that hvcore raises of its own."""
@@ -20,7 +22,14 @@ class ProtocolError(Error):
     """The peer sent a message that the protocol does not allow here."""
 
 
-class ImageError(Error, OSError):
+class _DeviceError(Error, OSError):
+    """One message, and an errno that is set afterwards: OSError alone would lose that on its way through pickle."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args, {**self.__dict__, "errno": self.errno}
+
+
+class ImageError(_DeviceError):
     """A disk image cannot be opened or is damaged; the message names the file and what is wrong with it."""
 
 
@@ -32,7 +41,7 @@ class GuestGone(Error):
     """The other side of the VMBus ended: nothing more will be answered."""
 
 
-class DiskError(Error, OSError):
+class DiskError(_DeviceError):
     """A disk request failed on the device.
 
     srb_status, scsi_status, sense_key, asc, ascq: as the device answered (storvsp.md 5.4, 6). For a batch, index is
