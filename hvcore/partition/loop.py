@@ -1,6 +1,7 @@
 """The host's event loop: one thread that serves control sockets, attachments and the ends of processes."""
 
 import contextlib
+import os
 import select
 import time
 from typing import Protocol
@@ -23,6 +24,9 @@ class Source(Protocol):
 class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        # A wait goes on after a signal's handler: one that calls stop() has to end it.
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake, READ)
         self._sources: dict[int, Source] = {}
         self._interest: dict[int, int] = {}
         self._stopping = False
@@ -42,7 +46,10 @@ class Loop:
                 self._epoll.unregister(fd)
 
     def stop(self) -> None:
+        """Ends run(). May be called by a signal's handler."""
         self._stopping = True
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def run(self) -> None:
         """Until stop()."""
@@ -67,3 +74,5 @@ class Loop:
 
     def close(self) -> None:
         self._epoll.close()
+        wake, self._wake = self._wake, -1  # first: a signal's handler may call stop() even now
+        os.close(wake)
