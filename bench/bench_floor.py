@@ -45,11 +45,12 @@ def rounds(path: Path, depth: int) -> Iterator[Rounds]:
                 ),
                 "python": each(preadv_step(fd, depth), REQUESTS),
             },
+            bases=("floor",),
         )
 
 
 def figures(compared: Rounds) -> dict[str, Any]:
-    return {**compared.figures(), "floor_placement": placement()}
+    return {**compared.figures(), "notes": {"floor on CPUs": placement()}}
 
 
 def compare(path: Path, depth: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The peer from elsewhere: qemu-nbd over a Unix socket, through libnbd's own Python binding.
 
-The binding belongs to the distribution's Python, so this is a program of its own: python3 nbd_peer.py IMAGE. Each line on
-standard input is "depth count seed"; the answer is one line of JSON, {"seconds": float, "latencies_ns": [int, ...]}.
+The binding belongs to the distribution's Python, so this is a program of its own: python3 nbd_peer.py IMAGE. Each
+line on standard input is "depth count seed"; the answer is a line of JSON, {"seconds": 1.5, "latencies_ns": [2, 3]}.
 Depth 1 is a loop of pread; above that, aio_pread with so many in flight. End-of-file ends it, and qemu-nbd with it.
 """
 

@@ -96,11 +96,12 @@ def preadv_step(fd: int, depth: int) -> Callable[[int], Any]:
 
 
 class Rounds:
-    """Every contestant once per round, so that a disturbance meets all of them. The first one is what `ratio` and a
-    pytest-benchmark's own time are of."""
+    """Every contestant once per round, so that a disturbance meets all of them. pytest-benchmark's own time is that of the
+    first; all are compared with those named in `bases`."""
 
-    def __init__(self, depth: int, contestants: dict[str, Contestant]) -> None:
+    def __init__(self, depth: int, contestants: dict[str, Contestant], bases: tuple[str, ...]) -> None:
         self.depth = depth
+        self.bases = tuple(name for name in bases if name in contestants)
         self.contestants = contestants
         self.ns: dict[str, list[float]] = {name: [] for name in contestants}
         self.latencies = {name: LatencyHistogram() for name in contestants}
@@ -143,46 +144,52 @@ class Rounds:
         benchmark.pedantic(self.run, setup=others, rounds=ROUNDS)
 
     def figures(self) -> dict[str, Any]:
-        """Nanoseconds per request and IOPS of each contestant, median and spread of the rounds; `ratio`: its median
-        IOPS to the first's; latency_ns over all rounds."""
-        result: dict[str, Any] = {
+        """Nanoseconds per request and IOPS of each contestant, median and spread of the rounds, latency_ns over all
+        rounds, and for each base the ratio of the IOPS and of the median latency to the base's."""
+        contestants: dict[str, Any] = {}
+        for name, ns in self.ns.items():
+            median = statistics.median(ns)
+            contestants[name] = {
+                "requests": self.requests[name],
+                "ns_per_request": {"median": median, "min": min(ns), "max": max(ns)},
+                "iops": 1e9 / median,
+                "latency_ns": self.latencies[name].summary() if self.latencies[name].count else None,
+            }
+        for one in contestants.values():
+            for base in self.bases:
+                to = contestants[base]
+                one[f"iops_to_{base}"] = round(one["iops"] / to["iops"], 3)
+                if one["latency_ns"] is not None:
+                    one[f"latency_to_{base}"] = round(one["latency_ns"]["p50"] / to["latency_ns"]["p50"], 3)
+        return {
             "depth": self.depth,
             "block_size": BLOCK,
             "rounds": len(self.ns[self.first]),
             "machine": {"cpu": cpu_model(), "cpus": len(os.sched_getaffinity(0)), "flavor": flavor()},
             "load_average": os.getloadavg()[0],
-            "contestants": {},
+            "bases": self.bases,
+            "contestants": contestants,
         }
-        base = statistics.median(self.ns[self.first])
-        for name, ns in self.ns.items():
-            median = statistics.median(ns)
-            result["contestants"][name] = {
-                "requests": self.requests[name],
-                "ns_per_request": {"median": median, "min": min(ns), "max": max(ns)},
-                "iops": 1e9 / median,
-                "ratio": base / median,
-                "latency_ns": self.latencies[name].summary() if self.latencies[name].count else None,
-            }
-        return result
 
 
 def table(figures: dict[str, Any]) -> str:
-    machine, contestants = figures["machine"], figures["contestants"]
+    machine, contestants, bases = figures["machine"], figures["contestants"], figures["bases"]
     width = max(len(name) for name in contestants)
     lines = [
         f"queue depth {figures['depth']}, {figures['rounds']} rounds of reads of {figures['block_size']} bytes, "
         f"{machine['cpus']} CPUs ({machine['cpu']}), {machine['flavor']}, load {figures['load_average']:.2f}",
-        f"{'':{width}}{'ns/request':>12}{'min':>8}{'max':>8}{'IOPS':>10}{'ratio':>7}{'p50':>9}{'p99':>9}{'p99.9':>9}",
+        f"{'':{width}}{'ns/request':>12}{'min':>8}{'max':>8}{'IOPS':>10}"
+        + "".join(f"{'/' + base:>9}" for base in bases)
+        + f"{'p50':>9}{'p99':>9}{'p99.9':>9}",
     ]
     for name, one in contestants.items():
         ns, latency = one["ns_per_request"], one["latency_ns"]
-        line = (
-            f"{name:{width}}{ns['median']:12.0f}{ns['min']:8.0f}{ns['max']:8.0f}{one['iops']:10.0f}{one['ratio']:7.2f}"
-        )
+        line = f"{name:{width}}{ns['median']:12.0f}{ns['min']:8.0f}{ns['max']:8.0f}{one['iops']:10.0f}"
+        line += "".join(f"{one[f'iops_to_{base}']:9.2f}" for base in bases)
         if latency is not None:
             line += f"{latency['p50']:9}{latency['p99']:9}{latency['p99_9']:9}"
         lines.append(line)
-    lines += [f"{name}: {note}" for name, note in figures.get("notes", {}).items()]
+    lines += [f"{name}: {value}" for name, value in figures.get("notes", {}).items()]
     return "\n".join(lines)
 
 
