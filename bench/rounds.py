@@ -96,8 +96,10 @@ def preadv_step(fd: int, depth: int) -> Callable[[int], Any]:
 
 
 class Rounds:
-    """Every contestant once per round, so that a disturbance meets all of them. pytest-benchmark's own time is that of the
-    first; all are compared with those named in `bases`."""
+    """Every contestant once per round, so that a disturbance meets all of them.
+
+    pytest-benchmark times the first; all are compared with those named in `bases`.
+    """
 
     def __init__(self, depth: int, contestants: dict[str, Contestant], bases: tuple[str, ...]) -> None:
         self.depth = depth
