@@ -202,6 +202,7 @@ cdef bint emulated_check(EmulatedChannel *channel, const HandOverAnswer *answer)
     channel.job_flush = answer.kind == IDE_MEDIA_FLUSH
     channel.job_write = answer.kind == IDE_MEDIA_WRITE
     if channel.job_flush:
+        channel.job_bytes = 0
         return request.plan.action == SCSI_FLUSH or channel.flushing
     if answer.kind != IDE_MEDIA_READ and answer.kind != IDE_MEDIA_WRITE:
         return False
