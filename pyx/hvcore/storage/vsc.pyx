@@ -24,7 +24,7 @@ from hvcore.vmbus.abi cimport (
     PACKET_COMPLETION, PACKET_COMPLETION_REQUESTED, PACKET_GPA_DIRECT, PACKET_IN_BAND, PAGE_SIZE, GpaDirectHeader,
     GpaRange, PacketDescriptor, RingControl)
 from hvcore.vmbus.events cimport (
-    event_guest_clear, event_guest_pending, event_guest_sleeps, event_guest_wait, event_signal_host, event_wake_guest)
+    event_end_guest, event_guest_clear, event_guest_pending, event_guest_sleeps, event_guest_wait, event_signal_host)
 from hvcore.vmbus.ring cimport (
     RING_EMPTY, RING_FULL, RING_GUEST, RING_OK, ring_mask, ring_open_reader, ring_open_writer, ring_poll, ring_publish,
     ring_put, ring_release, ring_take, ring_unmask, ring_want, ring_want_no_more)
@@ -780,7 +780,7 @@ cdef class Channel:
             # Without the monitor: a leader may hold the sleep word. Both words change, so no waiter can miss it.
             fetch_add32(&self.vsc.progress, 1)
             futex_wake(&self.vsc.progress, 0x7fffffff)
-            event_wake_guest(self.vsc.events)
+            event_end_guest(self.vsc.events)
 
     @property
     def ended(self):

@@ -95,6 +95,15 @@ cdef inline void event_host_clear(EventPage *page) noexcept nogil:
 
 # Guest side.
 
+cdef inline void event_end_guest(EventPage *page) noexcept nogil:
+    """Wakes every waiter of the guest, whose host is gone."""
+    cdef uint32_t word = load_acquire32(&page.guest_sleep)
+    if word & 1:
+        compare_exchange32(&page.guest_sleep, word, word + 1)
+    # In any case: a host that died between changing the word and the wake-up has left an even word and a sleeper.
+    futex_wake(&page.guest_sleep, 0x7fffffff)
+
+
 cdef inline bint event_signal_host(EventPage *page, uint32_t relid, int doorbell) noexcept nogil:
     """Raises the channel's flag and rings the doorbell of a sleeping host; True when it was rung."""
     fetch_or64(&page.to_host[relid // 64], <uint64_t> 1 << (relid % 64))
