@@ -268,7 +268,7 @@ cdef int vsc_block(Vsc *vsc, int64_t deadline_ns) noexcept nogil:
     cdef int status = 0
     cdef int64_t left = -1
     cdef uint64_t slept
-    event_guest_clear(vsc.events, vsc.relid)
+    # The flag stays as it is: it may be all that tells a sender, whose look at the outgoing ring was before, of room.
     if ring_unmask(&vsc.incoming) == 0:
         word = event_guest_sleeps(vsc.events)
         # Once more after the word is set: a host that did not see it has published what is found here.
