@@ -57,7 +57,7 @@ def epoll_wait(bell: str) -> Operation:
 
 
 class Threads:
-    """Private states as numbers. Generators cannot be copied: a state is reached again by one way to it that is kept."""
+    """Private states as numbers. Generators cannot be copied: a state keeps one way to it and is reached anew."""
 
     def __init__(self) -> None:
         self.numbers: dict[Any, int] = {}

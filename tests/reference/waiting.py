@@ -1,6 +1,6 @@
 """The waiting protocol as threads of a model: the code's own steps, in its order and under its names.
 
-Indices count packets. A ring has two places, one of which always stays free (RB-11), so that a writer soon finds it full.
+Indices count packets. A ring has two places, one of which always stays free (RB-11), so a writer soon finds it full.
 `bug` names one step that is done wrong.
 """
 
