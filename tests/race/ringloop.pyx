@@ -1,6 +1,7 @@
-"""Both ends of one ring as loops without the GIL, with the whole waiting protocol, and a peer that scribbles.
+"""Both ends of rings as loops without the GIL, with the whole waiting protocol, and a peer that scribbles.
 
-The two loops are to run in two threads at once; they share the ring and one doorbell per direction.
+Loops run in threads at once: one of the host, which may produce for several rings, and one of the guest for each ring.
+They share the rings, one event page, on whose sleep word all threads of the guest wait, and one doorbell.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
@@ -8,14 +9,20 @@ from libc.errno cimport ETIMEDOUT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
-from hvcore.linux.atomics cimport (
-    exchange64, fence_full, fetch_or64, load_acquire32, load_acquire64, store_relaxed64, store_release32)
-from hvcore.linux.syscalls cimport futex_wait, futex_wake
+from hvcore.linux.atomics cimport exchange64, load_acquire64, store_relaxed64, store_release32
 from hvcore.vmbus.abi cimport PACKET_IN_BAND, PAGE_SIZE, RingControl
+from hvcore.vmbus.events cimport (
+    EventPage, event_guest_clear, event_guest_pending, event_guest_sleeps, event_guest_wait, event_host_clear,
+    event_host_pending, event_host_sleeps, event_host_wakes, event_signal_guest, event_signal_host)
 from hvcore.vmbus.ring cimport (
     RING_CORRUPT, RING_EMPTY, RING_FULL, RING_GUEST, RING_HOST, RING_OK, RingView, ring_free, ring_mask,
     ring_open_reader, ring_open_writer, ring_poll, ring_publish, ring_put, ring_release, ring_take, ring_unmask,
     ring_want, ring_want_no_more)
+
+cdef extern from "<sys/epoll.h>" nogil:
+    struct epoll_event:
+        uint32_t events
+    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
 
 cdef enum:
     LARGEST = 4096               # payload bytes
@@ -23,14 +30,18 @@ cdef enum:
     LOST_WAKE_UP = -100
     WRONG_BYTES = -101
 
+    RINGS = 4
+
 # Longer than any loop: a wait that ends by it was never woken.
 cdef int64_t PATIENCE_NS = 60 * 1000000000
 
 
-ctypedef struct Bell:
-    uint64_t flags
-    uint32_t sleeping
-    uint32_t pad
+ctypedef struct End:
+    EventPage *page
+    uint32_t relid
+    int role                     # RingRole
+    int doorbell
+    int epoll                    # of the doorbell, edge-triggered
 
 
 ctypedef struct Run:
@@ -39,31 +50,43 @@ ctypedef struct Run:
     uint64_t waits
 
 
-cdef void bell_ring(Bell *bell) noexcept nogil:
-    fetch_or64(&bell.flags, 1)
-    # The flag before the look at `sleeping`; bell_wait stores and looks the other way round.
-    fence_full()
-    if load_acquire32(&bell.sleeping):
-        # Changed before the wake: a waiter that has not reached the kernel yet must find the word different.
-        store_release32(&bell.sleeping, 0)
-        futex_wake(&bell.sleeping, 1)
+cdef void end_signal(const End *end) noexcept nogil:
+    """The peer."""
+    if end.role == RING_HOST:
+        event_signal_guest(end.page, end.relid)
+    else:
+        event_signal_host(end.page, end.relid, end.doorbell)
 
 
-cdef int bell_wait(Bell *bell, const RingView *reader, RingView *writer, uint32_t wanted) noexcept nogil:
-    """Blocks until the bell rings or, looked at once more before that, its end of the ring can go on; 1 = blocked."""
+cdef void end_clear(const End *end) noexcept nogil:
+    if end.role == RING_HOST:
+        event_host_clear(end.page)
+    else:
+        event_guest_clear(end.page, end.relid)
+
+
+cdef int end_wait(const End *end, const RingView *reader) noexcept nogil:
+    """Blocks until the peer signals; 1 = blocked. A writer (reader is NULL) looks at nothing but its flag once more:
+    whoever makes room must raise it."""
+    cdef epoll_event event
+    cdef uint32_t word = 0
     cdef int status = 0
     cdef bint ready
-    store_release32(&bell.sleeping, 1)
-    fence_full()
-    ready = load_acquire64(&bell.flags) != 0
+    if end.role == RING_HOST:
+        event_host_sleeps(end.page)
+        ready = event_host_pending(end.page)
+    else:
+        word = event_guest_sleeps(end.page)
+        ready = event_guest_pending(end.page, end.relid)
     if reader != NULL:
         ready = ready or ring_poll(reader)
-    else:
-        ready = ready or ring_free(writer) > wanted
     if not ready:
-        status = futex_wait(&bell.sleeping, 1, PATIENCE_NS)
-        status = LOST_WAKE_UP if status == -ETIMEDOUT else 1
-    store_release32(&bell.sleeping, 0)
+        if end.role == RING_HOST:
+            status = 1 if epoll_wait(end.epoll, &event, 1, PATIENCE_NS // 1000000) == 1 else LOST_WAKE_UP
+        else:
+            status = LOST_WAKE_UP if event_guest_wait(end.page, word, PATIENCE_NS) == -ETIMEDOUT else 1
+    if end.role == RING_HOST:
+        event_host_wakes(end.page)
     return status
 
 
@@ -75,55 +98,70 @@ cdef uint32_t dice(uint64_t *state, uint32_t sides) noexcept nogil:
     return <uint32_t> (state[0] >> 32) % sides
 
 
-cdef int produce_loop(RingView *ring, Bell *own, Bell *peer, uint64_t count, uint32_t largest, uint64_t seed,
+cdef int produce_publish(RingView *rings, const End *ends, int n, Run *run) noexcept nogil:
+    cdef int i, status
+    for i in range(n):
+        status = ring_publish(&rings[i])
+        if status < 0:
+            return status
+        if status:
+            run.signals += 1
+            end_signal(&ends[i])
+    return RING_OK
+
+
+cdef int produce_loop(RingView *rings, const End *ends, int n, uint64_t count, uint32_t largest, uint64_t seed,
                       Run *run) noexcept nogil:
+    """`count` packets into each of the n rings, in any order among rings."""
     cdef uint8_t body[LARGEST]
+    cdef uint64_t sent[RINGS]
     cdef uint32_t length
     cdef uint32_t wanted
     cdef uint32_t i
     cdef uint32_t burst = 1
+    cdef int to
     cdef int status
-    while run.packets < count:
+    for to in range(n):
+        sent[to] = 0
+    while run.packets < count * n:
+        to = dice(&seed, n)
+        while sent[to] == count:
+            to = (to + 1) % n
         length = 1 + dice(&seed, largest)
         wanted = 16 + (length + 7) // 8 * 8 + 8
         for i in range(length):
-            body[i] = <uint8_t> (run.packets + i)
-        status = ring_put(ring, PACKET_IN_BAND, 0, run.packets, NULL, 0, body, length)
+            body[i] = <uint8_t> (sent[to] + i)
+        status = ring_put(&rings[to], PACKET_IN_BAND, 0, sent[to], NULL, 0, body, length)
         while status == RING_FULL:
-            status = ring_publish(ring)
+            status = produce_publish(rings, ends, n, run)
             if status < 0:
                 return status
-            if status:
-                run.signals += 1
-                bell_ring(peer)
-            exchange64(&own.flags, 0)
-            status = ring_want(ring, wanted)
+            end_clear(&ends[to])
+            status = ring_want(&rings[to], wanted)
             if status < 0:
                 return status
             if status == 0:
-                status = bell_wait(own, NULL, ring, wanted)
+                status = end_wait(&ends[to], NULL)
                 if status < 0:
                     return status
                 run.waits += status
-            status = ring_put(ring, PACKET_IN_BAND, 0, run.packets, NULL, 0, body, length)
+            status = ring_put(&rings[to], PACKET_IN_BAND, 0, sent[to], NULL, 0, body, length)
             if status == RING_OK:
-                ring_want_no_more(ring)
+                ring_want_no_more(&rings[to])
         if status < 0:
             return status
+        sent[to] += 1
         run.packets += 1
         burst -= 1
-        if burst == 0 or run.packets == count:
+        if burst == 0 or run.packets == count * n:
             burst = 1 + dice(&seed, 4)
-            status = ring_publish(ring)
+            status = produce_publish(rings, ends, n, run)
             if status < 0:
                 return status
-            if status:
-                run.signals += 1
-                bell_ring(peer)
     return RING_OK
 
 
-cdef int consume_loop(RingView *ring, Bell *own, Bell *peer, uint64_t count, uint64_t seed, Run *run) noexcept nogil:
+cdef int consume_loop(RingView *ring, const End *end, uint64_t count, uint64_t seed, Run *run) noexcept nogil:
     cdef uint64_t packet[WORDS]
     cdef uint8_t *bytes_ = <uint8_t *> packet
     cdef uint32_t length
@@ -132,8 +170,8 @@ cdef int consume_loop(RingView *ring, Bell *own, Bell *peer, uint64_t count, uin
     cdef int due
     cdef int status
     while True:
+        end_clear(end)                       # the flag before the ring (EV-1)
         ring_mask(ring)
-        exchange64(&own.flags, 0)
         status = RING_OK
         while status == RING_OK:
             burst = 1 + dice(&seed, 4)
@@ -156,12 +194,12 @@ cdef int consume_loop(RingView *ring, Bell *own, Bell *peer, uint64_t count, uin
                 return due
             if due:
                 run.signals += 1
-                bell_ring(peer)
+                end_signal(end)
         status = ring_unmask(ring)
         if status < 0 or run.packets == count:
             return status
         if status == 0:
-            status = bell_wait(own, ring, NULL, 0)
+            status = end_wait(end, ring)
             if status < 0:
                 return status
             run.waits += status
@@ -232,16 +270,15 @@ cdef int victim_loop(RingControl *control, uint8_t **pages, uint32_t size, int r
 
 
 cdef class Shared:
-    """A ring's pages in a buffer, and two doorbells in another."""
+    """A ring's pages in a buffer."""
 
     cdef Py_buffer ring
-    cdef Py_buffer bells
     cdef uint8_t **pages
     cdef uint32_t size
+    cdef uint64_t stop           # the victim has finished
 
-    def __cinit__(self, buffer, pages, bells):
+    def __cinit__(self, buffer, pages):
         PyObject_GetBuffer(buffer, &self.ring, PyBUF_SIMPLE | PyBUF_WRITABLE)
-        PyObject_GetBuffer(bells, &self.bells, PyBUF_SIMPLE | PyBUF_WRITABLE)
         self.size = <uint32_t> (len(pages) - 1) * PAGE_SIZE
         self.pages = <uint8_t **> malloc(len(pages) * sizeof(uint8_t *))
         for i, page in enumerate(pages):
@@ -250,51 +287,75 @@ cdef class Shared:
     def __dealloc__(self):
         free(self.pages)
         PyBuffer_Release(&self.ring)
-        PyBuffer_Release(&self.bells)
 
 
-def produce(Shared shared not None, uint64_t count, uint32_t largest, uint64_t seed):
-    """Sends `count` packets; (status, packets, signals, waits)."""
-    cdef RingView ring
+cdef class Events:
+    """An event page in a buffer, the guest's doorbell, and an epoll of it for the host."""
+
+    cdef Py_buffer page
+    cdef End end
+
+    def __cinit__(self, buffer, int doorbell, int epoll):
+        PyObject_GetBuffer(buffer, &self.page, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        self.end.page = <EventPage *> self.page.buf
+        self.end.doorbell = doorbell
+        self.end.epoll = epoll
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.page)
+
+
+def produce(Events events not None, list rings, uint64_t count, uint32_t largest, uint64_t seed, bint host):
+    """Sends `count` packets through each ring, the i-th with relid i; (status, packets, signals, waits)."""
+    cdef RingView views[RINGS]
+    cdef End ends[RINGS]
     cdef Run run = Run(0, 0, 0)
-    cdef Bell *bells = <Bell *> shared.bells.buf
-    cdef int status
+    cdef Shared shared
+    cdef int n = len(rings)
+    cdef int i
+    cdef int status = RING_OK
+    for i in range(n):
+        shared = rings[i]
+        ends[i] = events.end
+        ends[i].role = RING_HOST if host else RING_GUEST
+        ends[i].relid = i
+        status = status or ring_open_writer(&views[i], <RingControl *> shared.pages[0], shared.pages + 1, shared.size,
+                                            ends[i].role)
     with nogil:
-        status = ring_open_writer(&ring, <RingControl *> shared.pages[0], shared.pages + 1, shared.size, RING_GUEST)
         if status == RING_OK:
-            status = produce_loop(&ring, &bells[0], &bells[1], count, largest, seed, &run)
+            status = produce_loop(views, ends, n, count, largest, seed, &run)
     return status, run.packets, run.signals, run.waits
 
 
-def consume(Shared shared not None, uint64_t count, uint64_t seed):
+def consume(Events events not None, Shared shared not None, uint32_t relid, uint64_t count, uint64_t seed, bint host):
     """Receives and checks `count` packets; (status, packets, signals, waits)."""
     cdef RingView ring
+    cdef End end = events.end
     cdef Run run = Run(0, 0, 0)
-    cdef Bell *bells = <Bell *> shared.bells.buf
     cdef int status
+    end.role = RING_HOST if host else RING_GUEST
+    end.relid = relid
     with nogil:
-        status = ring_open_reader(&ring, <RingControl *> shared.pages[0], shared.pages + 1, shared.size, RING_HOST)
+        status = ring_open_reader(&ring, <RingControl *> shared.pages[0], shared.pages + 1, shared.size, end.role)
         if status == RING_OK:
-            status = consume_loop(&ring, &bells[1], &bells[0], count, seed, &run)
+            status = consume_loop(&ring, &end, count, seed, &run)
     return status, run.packets, run.signals, run.waits
 
 
 def scribble(Shared shared not None, uint64_t seed):
     """Until the victim has finished; how often."""
-    cdef Bell *bells = <Bell *> shared.bells.buf
     cdef uint64_t count
     with nogil:
-        count = scribble_loop(shared.pages[0], shared.pages + 1, shared.size, &bells[0].flags, seed)
+        count = scribble_loop(shared.pages[0], shared.pages + 1, shared.size, &shared.stop, seed)
     return count
 
 
 def victim(Shared shared not None, uint64_t count, uint64_t seed, bint host):
     """(status, packets received, deaths of the reader)."""
     cdef Run run = Run(0, 0, 0)
-    cdef Bell *bells = <Bell *> shared.bells.buf
     cdef int status
     with nogil:
         status = victim_loop(<RingControl *> shared.pages[0], shared.pages + 1, shared.size,
                              RING_HOST if host else RING_GUEST, count, seed, &run)
-        exchange64(&bells[0].flags, 1)
+        exchange64(&shared.stop, 1)
     return status, run.packets, run.signals
