@@ -776,8 +776,13 @@ cdef class Channel:
     def end(self):
         """The host or the channel is gone: every wait ends with GuestGone, now and later."""
         with nogil:
+            # The owner closes the doorbell next, and its number may become another file's: whoever rings does so with
+            # the monitor held, so that nobody does any more.
+            monitor_lock(&self.vsc.monitor)
+            self.vsc.doorbell = -1
             store_release32(&self.vsc.gone, 1)
-            # Without the monitor: a leader may hold the sleep word. Both words change, so no waiter can miss it.
+            monitor_unlock(&self.vsc.monitor)
+            # A leader may hold the sleep word. Both words change, so no waiter can miss it.
             fetch_add32(&self.vsc.progress, 1)
             futex_wake(&self.vsc.progress, 0x7fffffff)
             event_end_guest(self.vsc.events)
