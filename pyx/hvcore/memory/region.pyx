@@ -26,8 +26,8 @@ cdef int SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 cdef class Region:
     """One sealed memfd mapped read-write; also a writable buffer of its bytes.
 
-    Region.create(size) makes one, Region.attach(fd) maps one that another process made (the descriptor is
-    duplicated). The mapping lives until close() or the last reference goes. Concurrent use of the bytes is the
+    Region.create(size) makes one, Region.attach(fd) maps one that another process made (the descriptor stays
+    the caller's; `fd` is then -1). The mapping lives until close() or the last reference goes. Concurrent use of the bytes is the
     users' affair; close() must not run beside them.
     """
 
@@ -44,7 +44,7 @@ cdef class Region:
         self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, size)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
-        self.map(size)
+        self.map(self.fd, size)
         return self
 
     @staticmethod
@@ -52,22 +52,20 @@ cdef class Region:
         """Maps the memfd behind `fd`. ValueError unless it is sealed against shrinking: else a peer could make our
         accesses fault."""
         cdef Region self = Region.__new__(Region)
-        self.fd = os.dup(fd)
-        os.set_inheritable(self.fd, False)
         try:
-            seals = fcntl.fcntl(self.fd, fcntl.F_GET_SEALS)
+            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
         except OSError:
             raise ValueError("the descriptor is not a memfd") from None
         if not seals & fcntl.F_SEAL_SHRINK:
             raise ValueError("the shared memory is not sealed against shrinking")
-        size = os.fstat(self.fd).st_size
+        size = os.fstat(fd).st_size
         if size == 0 or size % 4096:
             raise ValueError(f"the shared memory has {size} bytes, not a positive multiple of 4096")
-        self.map(size)
+        self.map(fd, size)
         return self
 
-    cdef int map(self, size_t size) except -1:
-        cdef void *address = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, self.fd, 0)
+    cdef int map(self, int fd, size_t size) except -1:
+        cdef void *address = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
         if address == MAP_FAILED:
             raise MemoryError(f"cannot map {size} bytes of shared memory")
         self.base = <uint8_t *> address
