@@ -6,7 +6,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ def stopped(pid: int) -> Iterator[None]:
         until(lambda: all(state(t) == "T" for t in Path(f"/proc/{pid}/task").iterdir()), f"process {pid} stops")
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def gone(pids: Iterable[int]) -> bool:
