@@ -73,8 +73,8 @@ extensions = [
     for floor, modules in MODULES.items()
     for module in modules
 ]
-# Folders whose .pyx files (loops of tests and benchmarks, never part of a wheel) are built as well, as top-level modules
-# named by their path: tests/race/ringloop.pyx is tests_race_ringloop.
+# Folders whose .pyx files (loops of tests and benchmarks, never part of a wheel) are built as well, as top-level
+# modules named by their path: tests/race/ringloop.pyx is tests_race_ringloop.
 for folder in os.environ.get("HVCORE_EXTRA", "").split():
     for source in sorted(Path(folder).glob("*.pyx")):
         extensions.append(extension("_".join(source.with_suffix("").parts), source))

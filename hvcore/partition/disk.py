@@ -183,7 +183,7 @@ class Disk:
     def trim(self, offset: int, length: int, timeout: float | None = None) -> None:
         """The range's content is no longer needed (UNMAP): it reads as zeros or as before.
 
-        DiskError where the image gives no space back (fixed VHD, VHDX). The VSP answers it on both paths: no IDE command.
+        DiskError where the image gives no space back (fixed VHD, VHDX). The VSP answers it on both paths.
         """
         self._check(offset, length)
         lba, left = offset // self.sector_size, length // self.sector_size

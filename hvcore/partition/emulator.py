@@ -21,7 +21,7 @@ class Emulator:
     """One worker process. Its end shows as pidfd turning readable; the owner then closes it and may start another."""
 
     def __init__(self, dispatch: Dispatch, drives: list[Drive], memory: Region | None) -> None:
-        """Starts the process and waits until it serves; memory: of the guest that is there. HostError when it does not."""
+        """Starts the process and waits until it serves. memory: of the guest that is there. HostError when it fails."""
         self._dispatch = dispatch
         self._attached = False
         self.shared = Region.create(HANDOVER_SIZE, "hvcore-worker")

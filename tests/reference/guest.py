@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 
 from hvcore.dispatch.host import Dispatch
-
 from hvcore.memory.region import Region
 from hvcore.scsi import Target
 from hvcore.vmbus import Packet, Ring

@@ -8,9 +8,9 @@ import random
 import struct
 
 import pytest
-from hvcore.dispatch.host import HANDOVER_SIZE
 
 from hvcore.disk.ram import RamDisk
+from hvcore.dispatch.host import HANDOVER_SIZE
 from hvcore.memory.region import Region
 from tests.reference.guest import (
     DATA_PFN,

@@ -27,7 +27,8 @@ cdef class Region:
     """One sealed memfd mapped read-write; also a writable buffer of its bytes.
 
     Region.create(size) makes one, Region.attach(fd) maps one that another process made (the descriptor stays
-    the caller's; `fd` is then -1). The mapping lives until close() or the last reference goes. Concurrent use of the bytes is the
+    the caller's; `fd` is then -1). The mapping lives until close() or the last reference goes. Concurrent use of the
+    bytes is the
     users' affair; close() must not run beside them.
     """
 
