@@ -59,6 +59,8 @@ cdef void emulated_init(EmulatedHost *host, Pool *pool) noexcept nogil
 cdef void emulated_execute(void *context, VspRequest *request) noexcept nogil
 # Takes what the worker posted; the number of messages.
 cdef int emulated_poll(EmulatedHost *host) noexcept nogil
+# Whether nothing is in the emulator's hands.
+cdef bint emulated_idle(EmulatedHost *host) noexcept nogil
 # Whether emulated_poll would find something.
 cdef bint emulated_ready(EmulatedHost *host) noexcept nogil
 # The worker is there (shared: zeroed memory), or is gone: what it had in hand is aborted, what waits goes on waiting.

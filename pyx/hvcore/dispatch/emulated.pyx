@@ -350,6 +350,10 @@ cdef bint emulated_posted(EmulatedChannel *channel) noexcept nogil:
             and load_acquire32(&channel.shared.answer.answered) == channel.posted)
 
 
+cdef bint emulated_idle(EmulatedHost *host) noexcept nogil:
+    return host.channels[0].state == EMULATED_IDLE and host.channels[1].state == EMULATED_IDLE
+
+
 cdef bint emulated_ready(EmulatedHost *host) noexcept nogil:
     return host.shared != NULL and (emulated_posted(&host.channels[0]) or emulated_posted(&host.channels[1]))
 

@@ -14,8 +14,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from hvcore.dispatch.emulated cimport (
-    EmulatedDisk, EmulatedHost, emulated_drop, emulated_execute, emulated_init, emulated_poll, emulated_ready,
-    emulated_unavailable, emulated_worker, emulated_worker_lost)
+    EmulatedDisk, EmulatedHost, emulated_drop, emulated_execute, emulated_idle, emulated_init, emulated_poll,
+    emulated_ready, emulated_unavailable, emulated_worker, emulated_worker_lost)
 from hvcore.dispatch.handover cimport HANDOVER_BYTES, HandOver
 from hvcore.dispatch.pool cimport Pool, PoolJob, pool_start, pool_stop, pool_take_done
 from hvcore.dispatch.synthetic cimport MediaJob, synthetic_execute
@@ -24,7 +24,7 @@ from hvcore.linux.atomics cimport (
     store_release32)
 from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.cpu cimport spin_budget
-from hvcore.linux.spin cimport SPIN_MAX_NS, Spinner, spin_begin, spin_end, spin_learn
+from hvcore.linux.spin cimport SPIN_MAX_NS, Spinner, spin_begin, spin_end, spin_learn, spin_yield
 from hvcore.linux.syscalls cimport eventfd_ring, futex_wait, futex_wake, iovec
 from hvcore.linux.threads cimport (
     Monitor, Thread, monitor_destroy, monitor_init, monitor_lock, monitor_unlock, monitor_wait, monitor_wake,
@@ -114,19 +114,21 @@ cdef bint loop_ready(HostLoop *loop) noexcept nogil:
 cdef bint loop_spin(HostLoop *loop) noexcept nogil:
     """Waits awake for a bounded time; whether there is something to do. The rings' masks stay set: nobody signals."""
     cdef uint64_t end
-    cdef int _look
+    cdef int _i
     cdef bint ready = False
     if not spin_begin(&loop.spinner):
         return False
     end = clock_ns() + loop.spinner.limit_ns
     while True:
-        for _i in range(16):
+        for _i in range(32):
             if loop_ready(loop):
                 ready = True
                 break
             cpu_relax()
         if ready or clock_ns() >= end:
             break
+        if emulated_idle(&loop.emulated):    # else the CPU is better kept for the worker's answer than given to a guest
+            spin_yield()
     spin_end(&loop.spinner)
     return ready
 

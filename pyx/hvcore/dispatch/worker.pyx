@@ -228,7 +228,7 @@ cdef inline bint worker_ready(WorkerLoop *loop) noexcept nogil:
 
 cdef bint worker_spin(WorkerLoop *loop) noexcept nogil:
     cdef uint64_t end
-    cdef int _look
+    cdef int _i
     cdef bint ready = False
     if not spin_begin(&loop.spinner):
         return False

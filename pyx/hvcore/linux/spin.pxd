@@ -6,6 +6,11 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hvcore.linux.atomics cimport fetch_add32, load_relaxed32
 
+cdef extern from "<sched.h>" nogil:
+    # Between looks: a peer that shares this CPU cannot answer while we spin. Returns at once when nobody else wants the
+    # CPU; without it two waiters on one CPU each spin their whole time in vain.
+    int spin_yield "sched_yield"()
+
 cdef enum:
     SPIN_MAX_NS = 60000          # about the cost of blocking and being woken on a virtual machine
     SPIN_MIN_NS = 4000

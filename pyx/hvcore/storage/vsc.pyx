@@ -14,7 +14,7 @@ from hvcore.errors import GuestGone, ProtocolError, RingCorrupt
 from hvcore.linux.atomics cimport cpu_relax, fetch_add32, load_acquire32, load_relaxed32, store_release32
 from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.cpu cimport spin_budget
-from hvcore.linux.spin cimport SPIN_MAX_NS, spin_begin, spin_end, spin_learn
+from hvcore.linux.spin cimport SPIN_MAX_NS, spin_begin, spin_end, spin_learn, spin_yield
 from hvcore.linux.syscalls cimport futex_wait, futex_wake
 from hvcore.linux.threads cimport monitor_destroy, monitor_init, monitor_lock, monitor_unlock
 from hvcore.storage.protocol cimport (
@@ -245,19 +245,20 @@ cdef int vsc_drain(Vsc *vsc) noexcept nogil:
 cdef bint vsc_spin(Vsc *vsc) noexcept nogil:
     """[leader] Waits awake for a bounded time, without the monitor: others may send meanwhile."""
     cdef uint64_t end
-    cdef int _look
+    cdef int _i
     cdef bint found = False
     if not vsc.spins or not spin_begin(&vsc.spinner):
         return False
     end = clock_ns() + vsc.spinner.limit_ns
-    while not found:
-        for _i in range(32):
+    while True:
+        for _i in range(64):
             if ring_poll(&vsc.incoming) or load_relaxed32(&vsc.gone):
                 found = True
                 break
             cpu_relax()
-        if clock_ns() >= end:
+        if found or clock_ns() >= end:
             break
+        spin_yield()
     spin_end(&vsc.spinner)
     return found
 
