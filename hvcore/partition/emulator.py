@@ -1,12 +1,12 @@
 """A VM's worker process as its host sees it: started, told of guests, and replaced when it dies."""
 
-import array
 import json
 import os
 import socket
 
 from hvcore.dispatch.host import HANDOVER_SIZE, Dispatch
 from hvcore.errors import HostError
+from hvcore.linux import descriptors
 from hvcore.memory.region import Region
 from hvcore.partition.process import end, kill, spawn
 
@@ -46,11 +46,10 @@ class Emulator:
             self.close()
             raise
 
-    def _tell(self, message: object, descriptors: list[int], timeout: float) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    def _tell(self, message: object, fds: list[int], timeout: float) -> None:
         try:
             self._sock.settimeout(timeout)
-            self._sock.sendmsg([json.dumps(message).encode()], rights, socket.MSG_NOSIGNAL)
+            descriptors.send(self._sock, json.dumps(message).encode(), fds)
             answer = self._sock.recv(4096)
         except OSError as error:
             raise HostError(f"the worker process does not answer: {error}") from None

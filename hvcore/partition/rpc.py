@@ -3,7 +3,6 @@
 A descriptor travels with the first byte of its reply's line. The version of the methods is what "version" answers.
 """
 
-import array
 import contextlib
 import json
 import os
@@ -12,6 +11,7 @@ from collections import deque
 from typing import Any
 
 from hvcore.errors import HostError
+from hvcore.linux import descriptors
 
 VERSION = 1
 LINE_MAX = 1 << 20
@@ -64,24 +64,23 @@ class Connection:
     def wants_write(self) -> bool:
         return bool(self._queue)
 
-    def reply(self, value: dict[str, Any], descriptors: list[int] | None = None) -> None:
+    def reply(self, value: dict[str, Any], fds: list[int] | None = None) -> None:
         """Queues a reply; the descriptors are this connection's from now on and are closed when they are sent."""
         line = json.dumps(value).encode() + b"\n"
-        self._queue.append((line, descriptors or []))
+        self._queue.append((line, fds or []))
         self._queued += len(line)
 
     def flush(self) -> bool:
         """Sends what the socket takes; False when the peer is gone or lets too much pile up."""
         while self._queue:
-            line, descriptors = self._queue[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+            line, fds = self._queue[0]
             try:
-                sent = self.sock.sendmsg([line], rights, socket.MSG_NOSIGNAL)
+                sent = descriptors.send(self.sock, line, fds)
             except BlockingIOError:
                 return self._queued <= QUEUE_MAX
             except OSError:
                 return False
-            for fd in descriptors:
+            for fd in fds:
                 os.close(fd)
             self._queued -= sent
             if sent == len(line):
@@ -91,8 +90,8 @@ class Connection:
         return True
 
     def close(self) -> None:
-        for _, descriptors in self._queue:
-            for fd in descriptors:
+        for _, fds in self._queue:
+            for fd in fds:
                 os.close(fd)
         self._queue.clear()
         self.sock.close()
@@ -125,21 +124,17 @@ class Caller:
         except (OSError, ValueError) as error:
             self._drop_descriptors()
             raise HostError(f"the host is gone: {error}") from None
-        descriptors, self._descriptors = self._descriptors, []
+        fds, self._descriptors = self._descriptors, []
         if "error" in reply:
-            for fd in descriptors:
+            for fd in fds:
                 os.close(fd)
             raise HostError(str(reply["error"].get("message", "the host refused")))
-        return reply.get("result"), descriptors
+        return reply.get("result"), fds
 
     def _line(self) -> bytes:
         while not self._ready:
-            data, ancillary, _, _ = self._sock.recvmsg(65536, socket.CMSG_SPACE(FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC)
-            for level, kind, content in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    integers = array.array("i")
-                    integers.frombytes(content[: len(content) - len(content) % 4])
-                    self._descriptors.extend(integers)
+            data, fds, _ = descriptors.receive(self._sock, 65536, FDS_MAX)
+            self._descriptors += fds
             if not data:
                 raise ConnectionResetError("it closed the control socket")
             self._ready.extend(self._lines.feed(data))

@@ -3,7 +3,6 @@
 HostEndpoint never blocks and is driven by an event loop; GuestEndpoint blocks and has a thread that reads.
 """
 
-import array
 import contextlib
 import errno
 import fcntl
@@ -17,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Lock, Thread, current_thread
-from typing import Any
 from uuid import UUID
 
 from hvcore.errors import GuestGone, HostError, ProtocolError
+from hvcore.linux import descriptors
 from hvcore.vmbus.attach import (
     EVENT_PAGE_BYTES,
     LAYOUT_VERSION,
@@ -260,11 +259,9 @@ class HostEndpoint:
             attachment.vp_count,
             EVENT_PAGE_BYTES,
         )
-        descriptors = array.array("i", [attachment.memory_fd, attachment.doorbell_fd, attachment.event_page_fd])
+        shared = [attachment.memory_fd, attachment.doorbell_fd, attachment.event_page_fd]
         try:
-            self._sock.sendmsg(
-                [accept.encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)], socket.MSG_NOSIGNAL
-            )
+            descriptors.send(self._sock, accept.encode(), shared)
         except OSError as error:
             self._end(f"the guest's socket failed: {error.strerror}")
             return
@@ -315,16 +312,6 @@ class HostEndpoint:
         return True
 
 
-def _descriptors(ancillary: list[Any]) -> list[int]:
-    found: list[int] = []
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            integers = array.array("i")
-            integers.frombytes(data[: len(data) - len(data) % integers.itemsize])
-            found.extend(integers)
-    return found
-
-
 def _check_shared(fd: int, size: int, what: str) -> None:
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -340,10 +327,10 @@ class GuestEndpoint:
     """The guest's end: made by attach(), ended by close(). Owns the socket and the three descriptors memory_fd,
     doorbell_fd and event_page_fd. send() may be called by several threads."""
 
-    def __init__(self, sock: socket.socket, accept: Accept, descriptors: list[int]) -> None:
+    def __init__(self, sock: socket.socket, accept: Accept, shared: list[int]) -> None:
         """Takes what a handshake gave; use attach()."""
         self._sock = sock
-        self.memory_fd, self.doorbell_fd, self.event_page_fd = descriptors
+        self.memory_fd, self.doorbell_fd, self.event_page_fd = shared
         self.memory_bytes = accept.memory_bytes
         self.vm_id = accept.vm_id
         self.vp_count = accept.vp_count
@@ -358,12 +345,12 @@ class GuestEndpoint:
     def attach(cls, sock: socket.socket, timeout: float | None = 10.0) -> "GuestEndpoint":
         """The handshake over a connected socket, which is closed when it fails. HostError when the host refuses,
         ProtocolError when it does not speak vmbus-user, GuestGone when it closes, TimeoutError."""
-        descriptors: list[int] = []
+        shared: list[int] = []
         try:
             sock.settimeout(timeout)
             sock.send(Hello().encode(), socket.MSG_NOSIGNAL)
-            datagram, ancillary, flags, _ = sock.recvmsg(256, socket.CMSG_SPACE(3 * 4), socket.MSG_CMSG_CLOEXEC)
-            descriptors = _descriptors(ancillary)
+            # Room for one more than there may be, so that the error can tell.
+            datagram, shared, flags = descriptors.receive(sock, 256, 4)
             if not datagram:
                 raise GuestGone("the host closed the socket during the handshake")
             if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
@@ -374,16 +361,16 @@ class GuestEndpoint:
                 raise HostError(f"the host refused the attachment: {reasons.get(accept.status, accept.status)}")
             if accept.version != LAYOUT_VERSION or accept.event_page_bytes != EVENT_PAGE_BYTES:
                 raise ProtocolError(f"ACCEPT of layout version {accept.version}")
-            if len(descriptors) != 3:
-                raise ProtocolError(f"ACCEPT with {len(descriptors)} descriptors, not 3")
-            _check_shared(descriptors[0], accept.memory_bytes, "guest memory")
-            _check_shared(descriptors[2], EVENT_PAGE_BYTES, "event page")
-            if str(Path(f"/proc/self/fd/{descriptors[1]}").readlink()) != "anon_inode:[eventfd]":
+            if len(shared) != 3:
+                raise ProtocolError(f"ACCEPT with {len(shared)} descriptors, not 3")
+            _check_shared(shared[0], accept.memory_bytes, "guest memory")
+            _check_shared(shared[2], EVENT_PAGE_BYTES, "event page")
+            if str(Path(f"/proc/self/fd/{shared[1]}").readlink()) != "anon_inode:[eventfd]":
                 raise ProtocolError("the doorbell is not an eventfd")
             sock.settimeout(None)
-            return cls(sock, accept, descriptors)
+            return cls(sock, accept, shared)
         except BaseException as error:
-            for fd in descriptors:
+            for fd in shared:
                 os.close(fd)
             sock.close()
             if isinstance(error, ConnectionError):

@@ -5,7 +5,6 @@ doorbell by SCM_RIGHTS; then {"memory": true} with a guest's memory, or {"memory
 is answered with {"done": true}. End-of-file ends the process.
 """
 
-import array
 import contextlib
 import json
 import os
@@ -14,6 +13,7 @@ import socket
 from typing import Any
 
 from hvcore.dispatch.worker import Worker
+from hvcore.linux import descriptors
 from hvcore.memory.region import Region
 
 DATAGRAM_MAX = 65536
@@ -21,34 +21,28 @@ DATAGRAM_MAX = 65536
 
 def receive(sock: socket.socket) -> tuple[Any, list[int]]:
     """One datagram and its descriptors; None at the end."""
-    data, ancillary, _, _ = sock.recvmsg(DATAGRAM_MAX, socket.CMSG_SPACE(4 * 4), socket.MSG_CMSG_CLOEXEC)
-    descriptors: list[int] = []
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            integers = array.array("i")
-            integers.frombytes(content[: len(content) - len(content) % 4])
-            descriptors.extend(integers)
-    return (json.loads(data) if data else None), descriptors
+    data, found, _ = descriptors.receive(sock, DATAGRAM_MAX, 2)
+    return (json.loads(data) if data else None), found
 
 
 def serve(sock: socket.socket) -> None:
     """Until the host closes the socket."""
-    message, descriptors = receive(sock)
+    message, fds = receive(sock)
     if message is None:
         return
-    shared = Region.attach(descriptors[0])
-    worker = Worker(shared, descriptors[1], [tuple(drive) for drive in message["drives"]])
-    for fd in descriptors:
+    shared = Region.attach(fds[0])
+    worker = Worker(shared, fds[1], [tuple(drive) for drive in message["drives"]])
+    for fd in fds:
         os.close(fd)
     worker.start()
     sock.send(b'{"done": true}')
     try:
         while True:
-            message, descriptors = receive(sock)
+            message, fds = receive(sock)
             if message is None:
                 return
-            worker.memory(Region.attach(descriptors[0]) if message["memory"] else None)
-            for fd in descriptors:
+            worker.memory(Region.attach(fds[0]) if message["memory"] else None)
+            for fd in fds:
                 os.close(fd)
             sock.send(b'{"done": true}')
     finally:
