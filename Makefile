@@ -41,12 +41,15 @@ asan:
 tsan:
 	$(PYTHON) tests/race/run.py thread
 
-# The same for much longer: every test, the slow ones too.
-soak: tsan
+# The same for much longer: threads of host and guest as well, and every test, the slow ones too.
+soak:
+	$(PYTHON) tests/race/run.py thread tests/process/test_api.py
 	$(PYTHON) tests/race/run.py address
 	$(PYTHON) -m pytest -m "slow or not slow"
 
-bench: build
+# With the compiled loops that the ring benchmarks run, which no other target needs.
+bench:
+	HVCORE_EXTRA=bench $(PYTHON) setup.py build_ext --inplace
 	$(PYTHON) -m pytest --benchmark-only $(wildcard bench/bench_*.py)
 
 wheel:
