@@ -777,10 +777,11 @@ cdef class Channel:
     def end(self):
         """The host or the channel is gone: every wait ends with GuestGone, now and later."""
         with nogil:
-            # The owner closes the doorbell next, and its number may become another file's: whoever rings does so with
-            # the monitor held, so that nobody does any more.
+            # Whoever rings does so with the monitor held: nobody does any more when the number is another file's.
             monitor_lock(&self.vsc.monitor)
-            self.vsc.doorbell = -1
+            if self.vsc.doorbell >= 0:
+                close(self.vsc.doorbell)
+                self.vsc.doorbell = -1
             store_release32(&self.vsc.gone, 1)
             monitor_unlock(&self.vsc.monitor)
             # A leader may hold the sleep word. Both words change, so no waiter can miss it.
