@@ -384,7 +384,7 @@ cdef class Dispatch:
         cdef int status
         if self.memory is None or disk.pages != NULL:
             return False
-        if downstream_offset < 2 or count < downstream_offset + 2:
+        if downstream_offset < 2 or count < <uint64_t> downstream_offset + 2:     # in 64 bits (VA-3)
             return False
         pages = self.memory.size // PAGE_SIZE
         disk.pages = <uint8_t **> calloc(count, sizeof(uint8_t *))
