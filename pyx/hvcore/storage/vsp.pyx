@@ -434,9 +434,9 @@ cdef void vsp_publish(Vsp *vsp) noexcept nogil:
 cdef bint vsp_ready(Vsp *vsp) noexcept nogil:
     if not vsp.open or vsp.fault != VSP_NO_FAULT or vsp.free == NULL:
         return False
-    if vsp.starved:
-        return ring_free(&vsp.outgoing) > <int64_t> COMPLETION_BYTES * (vsp.in_flight + 1)
-    return ring_poll(&vsp.incoming)
+    if not ring_poll(&vsp.incoming):         # also when starved: a guest may have taken its packet back
+        return False
+    return not vsp.starved or ring_free(&vsp.outgoing) > <int64_t> COMPLETION_BYTES * (vsp.in_flight + 1)
 
 
 cdef void vsp_mask(Vsp *vsp) noexcept nogil:
