@@ -30,6 +30,7 @@ ctypedef struct EmulatedChannel:
     int media_status             # worst DiskStatus of the current request
     bint lost                    # the worker ended while the pool had the media access
     bint flushing                # the flush that follows a forced write
+    bint flushed                 # the medium was flushed for the current request
     bint job_write
     bint job_flush
     uint64_t job_offset

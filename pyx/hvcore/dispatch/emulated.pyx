@@ -82,6 +82,7 @@ cdef void emulated_start(EmulatedChannel *channel) noexcept nogil:
     channel.current = request
     channel.moved = 0
     channel.media_status = DISK_OK
+    channel.flushed = False
     vsp = <Vsp *> request.owner
     disk = <EmulatedDisk *> vsp.context
     message = &channel.shared.request
@@ -202,9 +203,8 @@ cdef bint emulated_check(EmulatedChannel *channel, const HandOverAnswer *answer)
     channel.job_flush = answer.kind == IDE_MEDIA_FLUSH
     channel.job_write = answer.kind == IDE_MEDIA_WRITE
     if channel.job_flush:
-        channel.job_bytes = 0
         return request.plan.action == SCSI_FLUSH or channel.flushing
-    if answer.kind != IDE_MEDIA_READ and answer.kind != IDE_MEDIA_WRITE:
+    if (answer.kind != IDE_MEDIA_READ and answer.kind != IDE_MEDIA_WRITE) or channel.flushing:
         return False
     if channel.job_write != (request.plan.action == SCSI_WRITE) or (
             not channel.job_write and request.plan.action != SCSI_READ):
@@ -247,10 +247,12 @@ cdef void emulated_media_end(EmulatedChannel *channel, int status) noexcept nogi
     cdef VspRequest *request = channel.current
     cdef Vsp *vsp = <Vsp *> request.owner
     trace_stamp(vsp.trace, request.trace_id, request.transaction_id, HOP_DISK_DONE, vsp.relid)
-    if status == DISK_OK:
-        channel.moved += channel.job_bytes
-    else:
+    if status != DISK_OK:
         channel.media_status = status
+    elif channel.job_flush:
+        channel.flushed = True
+    else:
+        channel.moved += channel.job_bytes
     channel.state = EMULATED_WORKER
     channel.shared.request.media_status = status
     emulated_post(channel, HANDOVER_MEDIA_DONE)
@@ -298,13 +300,16 @@ cdef int emulated_result(EmulatedChannel *channel, const HandOverAnswer *answer)
     """The DiskStatus of a finished command (ATA status and error to sense: ide.md 1.4, storvsp.md 10)."""
     cdef VspRequest *request = channel.current
     cdef bint writes = request.plan.action != SCSI_READ
+    # What the storage stack said is more exact than UNC or ABRT, and no worker can make a success of it.
+    if channel.media_status != DISK_OK:
+        return channel.media_status
     if answer.ata_status & (STATUS_BSY | STATUS_ERR):
-        if channel.media_status != DISK_OK:      # what the storage stack said is more exact than UNC or ABRT
-            return channel.media_status
         if answer.ata_error & ERROR_IDNF:
             return DISK_RANGE
         return DISK_WRITE_ERROR if writes else DISK_READ_ERROR
-    # A success that left out media accesses is none.
+    # A success that left out media accesses is none, and so is a flush that never reached the medium.
+    if (request.plan.action == SCSI_FLUSH or channel.flushing) and not channel.flushed:
+        return DISK_WRITE_ERROR
     if (request.plan.action == SCSI_READ or request.plan.action == SCSI_WRITE) and channel.moved != request.plan.length:
         return DISK_WRITE_ERROR if writes else DISK_READ_ERROR
     return DISK_OK
