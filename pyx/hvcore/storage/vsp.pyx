@@ -160,12 +160,13 @@ cdef inline void vsp_cut(VspRequest *request, uint64_t length) noexcept nogil:
         length -= request.iov[i].iov_len
 
 
-cdef int vsp_ranges(Vsp *vsp, VspRequest *request, const uint8_t *packet, uint32_t header_length,
+cdef int vsp_ranges(Vsp *vsp, VspRequest *request, const uint8_t *packet, uint32_t header_length, uint32_t wanted,
                     uint32_t *buffer_length, bint *reachable) noexcept nogil:
-    """The buffer of a GPA-direct packet as host addresses, adjacent pages merged (2.2). -1: channel fault."""
+    """The first `wanted` bytes of a GPA-direct packet's buffer as host addresses, adjacent pages merged (2.2). -1:
+    channel fault."""
     cdef GpaDirectHeader header
     cdef GpaRange range_
-    cdef uint64_t pfn, needed, present, left, i
+    cdef uint64_t pfn, needed, present, left, i = 0
     cdef uint32_t offset, part
     cdef uint8_t *page
     cdef iovec *last
@@ -184,13 +185,14 @@ cdef int vsp_ranges(Vsp *vsp, VspRequest *request, const uint8_t *packet, uint32
     if present < needed:
         return -1
     buffer_length[0] = range_.byte_count
-    if needed > vsp.iov_max:                 # more than max_transfer allows: answered by the length check
-        reachable[0] = False
+    # A range longer than the transfer is cut to it (5.3 check 5): what lies behind is never touched.
+    left = min(range_.byte_count, wanted)
+    if left > vsp.max_transfer:              # more pages than iov has room for: answered by check 6
         return 0
-    left = range_.byte_count
     offset = range_.byte_offset
-    for i in range(needed):
+    while left:
         memcpy(&pfn, packet + 32 + 8 * i, 8)
+        i += 1
         page = pfn_pointer(&vsp.memory, pfn)
         if page == NULL:                     # VA-4: fails the request, not the channel
             reachable[0] = False
@@ -225,20 +227,20 @@ cdef int vsp_execute(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packe
     cdef VspRequest *request = vsp.free
     cdef VstorScsiRequest *srb
     cdef ScsiPlan *plan = &request.plan
-    cdef uint32_t buffer_length = 0, wanted
+    cdef uint32_t buffer_length = 0
+    cdef uint32_t wanted = packet.u.scsi.data_transfer_length
     cdef uint8_t cdb[16]
     cdef bint reachable = True, address_ok
     request.packet = packet[0]
     request.transaction_id = transaction_id
     request.reply_length = vstor_reply_bytes(payload)
     request.iov_count = 0
-    if direct and vsp_ranges(vsp, request, ring_packet, header_length, &buffer_length, &reachable) < 0:
+    if direct and vsp_ranges(vsp, request, ring_packet, header_length, wanted, &buffer_length, &reachable) < 0:
         return vsp_fault(vsp, VSP_FAULT_RANGE)
     if vsp.state != VSP_READY:               # no I/O, but the descriptor was validated (4.1)
         vsp_reply(vsp, transaction_id, request.reply_length, NT_INVALID_DEVICE_STATE, NULL)
         return 0
     srb = &request.packet.u.scsi
-    wanted = srb.data_transfer_length
     if wanted > buffer_length:               # also data with an in-band packet (5.3 check 5)
         return vsp_fault(vsp, VSP_FAULT_LENGTH)
 
@@ -259,7 +261,6 @@ cdef int vsp_execute(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packe
     elif wanted > vsp.max_transfer or not reachable:
         scsi_fail(plan, 0x86, 0x05, 0x2400)
     else:
-        vsp_cut(request, wanted)
         request.unit = NULL
         address_ok = vsp.single_disk or (srb.path_id == 0 and srb.target_id == 0)
         if address_ok and srb.lun < VSP_LUNS:
@@ -350,8 +351,8 @@ cdef int vsp_packet(Vsp *vsp, uint32_t length) noexcept nogil:
     memset(&packet, 0, sizeof(packet))                       # a short packet leaves zeros, not what was there before
     memcpy(&packet, vsp.buffer + 8 * <uint32_t> descriptor.data_offset8, min(payload, <uint32_t> VSTOR_PACKET_BYTES))
     if packet.operation != VSTOR_EXECUTE_SRB:
-        # The header is checked whatever it belongs to (2.2); the free request only lends its buffer list.
-        if direct and vsp_ranges(vsp, vsp.free, vsp.buffer, 8 * <uint32_t> descriptor.data_offset8, &buffer_length,
+        # The header is checked whatever it belongs to (2.2), and nothing of the buffer is used.
+        if direct and vsp_ranges(vsp, vsp.free, vsp.buffer, 8 * <uint32_t> descriptor.data_offset8, 0, &buffer_length,
                                  &reachable) < 0:
             return vsp_fault(vsp, VSP_FAULT_RANGE)
         return vsp_negotiate(vsp, descriptor.transaction_id, &packet, payload)
