@@ -9,6 +9,7 @@ import struct
 
 import pytest
 
+from hvcore.disk.file import FileDisk
 from hvcore.disk.ram import RamDisk
 from hvcore.dispatch.host import HANDOVER_SIZE
 from hvcore.memory.region import Region
@@ -408,6 +409,58 @@ def test_success_without_the_media_is_none(guest, disk, ask, sense, sectors):
     worker.close()
     served_by_another(guest, channel)
     other.answers()
+
+
+@pytest.mark.parametrize("kind", [0, READ, WRITE, 4])
+def test_a_flush_reaches_the_medium_or_is_none(guest, disk, kind):
+    """0: a success at once; else: anything but the flush is asked for."""
+    channel, other = two_disks(guest, disk)
+    worker = Worker(guest)
+    channel.send(in_band(srb(bytes.fromhex("35") + bytes(9)), 1))
+    assert worker.command()[1] == FLUSH
+    if kind:
+        worker.answer(MEDIA, kind=kind, sectors=1)
+        caught(guest, channel, other, worker)
+        return
+    worker.answer(RESULT, ata_status=0x50)
+    answer = channel.receive()
+    assert (answer.srb_status, answer.scsi_status, answer.key) == (0x84, 2, (0x03, 0x03, 0))
+    worker.close()
+    served_by_another(guest, channel)
+
+
+def test_a_forced_write_without_its_flush_is_none(guest, disk):
+    channel, _ = two_disks(guest, disk)
+    worker = Worker(guest)
+    ask_write(channel, fua=True)
+    worker.media(worker.command())
+    assert worker.take()[0] == MEDIA_DONE
+    worker.answer(RESULT, ata_status=0x50)
+    assert worker.command()[1] == FLUSH
+    worker.answer(RESULT, ata_status=0x50)
+    answer = channel.receive()
+    assert (answer.srb_status, answer.key, answer.length) == (0x84, (0x03, 0x03, 0), 0)
+    worker.close()
+    served_by_another(guest, channel)
+
+
+@pytest.mark.parametrize("result", [{"ata_status": 0x50}, {"ata_status": 0x51, "ata_error": 0x10}])
+def test_a_failed_access_stays_one(guest, tmp_path, result):
+    """The storage stack's status stands, whatever the worker says; this file ends before its disk does."""
+    path = tmp_path / "short"
+    path.write_bytes(bytes(PAGE))
+    with FileDisk(os.open(path, os.O_RDONLY | os.O_CLOEXEC), DISK_BYTES) as short:
+        channel, _ = two_disks(guest, short)
+        worker = Worker(guest)
+        ask_read(channel)
+        worker.media(worker.command())
+        operation, *_, status, _ = worker.take()
+        assert operation == MEDIA_DONE and status != 0
+        worker.answer(RESULT, **result)
+        answer = channel.receive()
+        assert (answer.srb_status, answer.scsi_status, answer.key) == (0x84, 2, (0x03, 0x11, 0))
+        worker.close()
+        guest.dispatch.close()  # before the disk
 
 
 @pytest.mark.parametrize(
