@@ -121,7 +121,7 @@ class Disk:
         if length == 0:
             return
         failure = self.channel.transfer(
-            write, None, offset, length, buffer, self.sector_size, lun=self.lun, queue_depth=256, timeout=timeout
+            write, None, offset, length, buffer, self.sector_size, lun=self.lun, timeout=timeout
         )
         if failure is not None:
             raise self._error(failure, None)

@@ -35,6 +35,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     PACKET_MAX = 65536           # of the host: completions and notifications, and room for what a later host may send
     VSC_VERSIONS = 5
+    DEPTH = 32                   # of a transfer whose caller does not care
     SIGNAL_CHECK = 4096          # waits after which the interpreter may look for signals
 
 cdef uint16_t[5] VERSIONS = [0x0602, 0x0600, 0x0501, 0x0402, 0x0200]
@@ -699,15 +700,23 @@ cdef class Channel:
         transfer.parts = (block + transfer.part - 1) // transfer.part
         transfer.sector_size = sector_size
         transfer.lun = lun
-        transfer.depth = min(max(queue_depth, <uint32_t> 1), vsc.depth)
+        transfer.depth = min(queue_depth if queue_depth else <uint32_t> DEPTH, vsc.depth)
         transfer.failed = transfer.blocks
         transfer.direct = data >= vsc.base and data + length <= vsc.base + vsc.size_bytes
         statuses = bytearray(b"\x01") * transfer.blocks if transfer.blocks > 1 else None
         if statuses is not None:
             transfer.statuses = <uint8_t *> PyByteArray_AS_STRING(statuses)
         if not transfer.direct:
-            self.ensure_pages(min(<uint64_t> transfer.depth, transfer.blocks * transfer.parts)
-                              * ((transfer.part + PAGE_SIZE - 1) // PAGE_SIZE))
+            least = (transfer.part + PAGE_SIZE - 1) // PAGE_SIZE
+            pages = least * min(<uint64_t> transfer.depth, transfer.blocks * transfer.parts)
+            while True:
+                try:
+                    self.ensure_pages(pages)
+                    break
+                except MemoryError:
+                    if queue_depth or pages == least:
+                        raise
+                    pages = max(pages // 2, least)       # nobody asked for a depth: fewer at once
         try:
             while result == VSC_INTERRUPTED:
                 with nogil:
@@ -725,15 +734,14 @@ cdef class Channel:
                 bytes(statuses) if statuses is not None else bytes([transfer.srb_status]))
 
     def transfer(self, bint write, offsets, uint64_t offset, uint64_t block, data, uint32_t sector_size, *, int lun=0,
-                 uint32_t queue_depth=32, timeout=None):
+                 uint32_t queue_depth=0, timeout=None):
         """Moves blocks of `block` bytes between the disk and the buffer `data`, which holds them one after the other.
 
         offsets: a buffer of one uint64 byte offset for each block, or None for consecutive blocks from `offset`. The
-        caller has checked offsets and sizes. Returns None when all succeeded, else (index of the first failed block,
-        SRB
-        status, SCSI status, sense, SRB status of each block as bytes). TimeoutError, GuestGone, RingCorrupt: the
-        transfer
-        is abandoned, and nothing is written into `data` afterwards unless it is guest memory.
+        caller has checked offsets and sizes. queue_depth: 0 for as many requests at once as pay and as memory allows.
+        Returns None when all succeeded, else (index of the first failed block, SRB status, SCSI status, sense, SRB
+        status of each block as bytes). TimeoutError, GuestGone, RingCorrupt: the transfer is abandoned, and nothing is
+        written into `data` afterwards unless it is guest memory.
         """
         cdef Transfer transfer
         cdef Py_buffer view
@@ -760,7 +768,7 @@ cdef class Channel:
         cdef int64_t deadline = deadline_of(timeout)
         result = PyBytes_FromStringAndSize(NULL, length)
         failure = self.run(&transfer, offset, length, <uint8_t *> PyBytes_AS_STRING(result), length, sector_size, lun,
-                           self.vsc.depth, deadline)
+                           0, deadline)
         return result, failure
 
     @property
