@@ -59,6 +59,7 @@ ctypedef struct Vsc:
     int doorbell                 # eventfd; owned
     uint32_t depth
     uint32_t in_flight
+    uint32_t orphans             # of those: abandoned by their callers
     uint32_t max_transfer        # bytes; 0 before negotiation
     uint32_t pages_per_slot
     uint32_t relid
@@ -141,6 +142,7 @@ cdef class Channel:
     cdef Region memory
     cdef Region events
     cdef object allocate         # pages -> first page number
+    cdef list held               # guest memory whose requests were abandoned and may still be answered
     cdef readonly int version
     cdef readonly object relid
     cdef int negotiate(self, VstorPacket *packet, int64_t deadline) except -1

@@ -218,6 +218,8 @@ cdef void vsc_completed(Vsc *vsc, uint32_t length) noexcept nogil:
     memcpy(&slot.reply, vsc.buffer + start, min(length - start, <uint32_t> sizeof(VstorPacket)))
     if slot.done != NULL:
         slot.done(slot)
+    else:
+        vsc.orphans -= 1
     vsc_slot_return(vsc, slot)
 
 
@@ -411,6 +413,7 @@ cdef void vsc_abandon(Vsc *vsc, void *owner) noexcept nogil:
         if vsc.slots[i].transaction_id and vsc.slots[i].owner == owner:
             vsc.slots[i].done = NULL
             vsc.slots[i].owner = NULL
+            vsc.orphans += 1
 
 
 cdef int transfer_run(Transfer *transfer, int64_t deadline_ns) noexcept nogil:
@@ -497,6 +500,7 @@ cdef class Channel:
         self.events = events
         self.allocate = allocate
         self.relid = relid
+        self.held = []
         status = monitor_init(&vsc.monitor)
         if status < 0:
             raise OSError(-status, os.strerror(-status))
@@ -749,6 +753,8 @@ cdef class Channel:
         memset(&transfer, 0, sizeof(transfer))
         transfer.write = write
         cdef int64_t deadline = deadline_of(timeout)
+        if self.vsc.orphans == 0:
+            self.held = []
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE if write else PyBUF_SIMPLE | PyBUF_WRITABLE)
         try:
             if offsets is not None:
@@ -756,6 +762,10 @@ cdef class Channel:
                 transfer.offsets = <const uint64_t *> list_view.buf
             return self.run(&transfer, offset, block, <uint8_t *> view.buf, view.len, sector_size, lun, queue_depth,
                             deadline)
+        except BaseException:
+            if transfer.direct and transfer.in_flight:
+                self.held.append(data)       # the host still has its pages: nobody else may get them yet
+            raise
         finally:
             if transfer.offsets != NULL:
                 PyBuffer_Release(&list_view)
