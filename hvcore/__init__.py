@@ -10,7 +10,10 @@ _EXPORTS = {
     "DiskConfig": "hvcore.partition.config",
     "DiskError": "hvcore.errors",
     "Error": "hvcore.errors",
+    "GuestGone": "hvcore.errors",
     "Host": "hvcore.partition.client",
+    "HostError": "hvcore.errors",
+    "ImageError": "hvcore.errors",
 }
 __all__ = [*_EXPORTS]
 __version__ = "0.1.0"
