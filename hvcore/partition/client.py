@@ -63,8 +63,12 @@ class Host:
     def _check(self) -> None:
         try:
             answer = self.call("version")
-            if answer["protocol"] != VERSION:
-                raise HostError(f"the host speaks version {answer['protocol']} of the control protocol, not {VERSION}")
+            if not isinstance(answer, dict) or not isinstance(answer.get("pid"), int):
+                raise HostError("what answers is no host")
+            if answer.get("protocol") != VERSION:
+                raise HostError(
+                    f"the host speaks version {answer.get('protocol')} of the control protocol, not {VERSION}"
+                )
             self.pid: int = answer["pid"]
         except BaseException:
             self.close()

@@ -81,6 +81,9 @@ class VmConfig:
         try:
             known = DiskConfig.__dataclass_fields__
             disks = []
+            if set(value) - set(cls.__dataclass_fields__):
+                unknown = sorted(set(value) - set(cls.__dataclass_fields__))
+                raise ValueError(f"unknown keys of a VM: {', '.join(unknown)}")
             for disk in value["disks"]:
                 if set(disk) - set(known):
                     raise ValueError(f"unknown keys of a disk: {', '.join(sorted(set(disk) - set(known)))}")

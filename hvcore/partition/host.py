@@ -107,15 +107,20 @@ class HostProcess:
     def request(self, connection: rpc.Connection, line: bytes) -> None:
         """Answers one line. The work is done here and now: the control path is not the data path."""
         identity = None
+        answered = True
         descriptors: list[int] = []
         try:
             try:
                 request = json.loads(line)
             except (ValueError, RecursionError):
                 raise _Refused(rpc.PARSE_ERROR, "not a JSON text") from None
-            if not isinstance(request, dict) or not isinstance(request.get("method"), str):
+            if not isinstance(request, dict) or request.get("jsonrpc") != "2.0":
                 raise _Refused(rpc.INVALID_REQUEST, "not a request of JSON-RPC 2.0")
-            identity = request.get("id")
+            number = request.get("id")
+            if not isinstance(request.get("method"), str) or not isinstance(number, int | float | str | None):
+                raise _Refused(rpc.INVALID_REQUEST, "not a request of JSON-RPC 2.0")
+            identity = number
+            answered = "id" in request  # else a notification
             params = request.get("params", {})
             if not isinstance(params, dict):
                 raise _Refused(rpc.INVALID_PARAMS, "params are given by name")
@@ -131,7 +136,11 @@ class HostProcess:
             reply = _error(identity, error.code, str(error))
         except (Error, OSError, ValueError, MemoryError) as error:
             reply = _error(identity, rpc.FAILED, str(error) or type(error).__name__, type(error).__name__)
-        connection.reply(reply, descriptors)
+        if answered:
+            connection.reply(reply, descriptors)
+        else:
+            for fd in descriptors:
+                os.close(fd)
 
     @staticmethod
     def _checked(method: Callable[..., Any], params: dict[str, Any], skip: int = 0) -> dict[str, Any]:

@@ -118,6 +118,8 @@ class Caller:
             self._sock.sendall(json.dumps(request).encode() + b"\n")
             while True:
                 reply = json.loads(self._line())
+                if not isinstance(reply, dict) or not isinstance(reply.get("error", {}), dict):
+                    raise ValueError("what answers is no host")
                 if reply.get("id") == self._number:  # else the answer to a call that was interrupted
                     break
                 self._drop_descriptors()
