@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import sys
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from subprocess import Popen
@@ -30,7 +31,7 @@ class Host:
 
     def __init__(self) -> None:
         self._vms: dict[str, VirtualMachine] = {}
-        self._guests: list[Guest] = []
+        self._guests: weakref.WeakSet[Guest] = weakref.WeakSet()  # one that is attached lives by its thread
         self._children: list[Child] = []
         ours, theirs = socket.socketpair()
         with theirs:
@@ -46,7 +47,7 @@ class Host:
     def connect(cls, path: str | os.PathLike[str]) -> Self:
         """Joins the host behind a control socket (`hvcore serve`). Closing then leaves host and VMs as they are."""
         self = cls.__new__(cls)
-        self._vms, self._guests, self._children = {}, [], []
+        self._vms, self._guests, self._children = {}, weakref.WeakSet(), []
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.connect(os.fspath(path))
@@ -124,10 +125,9 @@ class Host:
 
     def keep(self, user: Guest | Child) -> None:
         """Closed with the host, before it."""
-        self._guests = [guest for guest in self._guests if not guest.closed]
         self._children = [child for child in self._children if not child.closed]
         if isinstance(user, Guest):
-            self._guests.append(user)
+            self._guests.add(user)
         else:
             self._children.append(user)
 
@@ -140,6 +140,7 @@ class Host:
         for user in users:
             with contextlib.suppress(HostError):
                 user.close()
+        self._children = []
         self._caller.close()
         if self._process is not None:
             end(self._process, END_PATIENCE)
