@@ -123,8 +123,9 @@ class Guest:
         if size <= 0:
             raise ValueError(f"a buffer of {size} bytes")
         pages = (size + PAGE - 1) // PAGE
-        first = self._pages.allocate(pages)
-        return RegionSlice(self.memory, first * PAGE, size, lambda: self._pages.release(first, pages))
+        allocator = self._pages  # not the guest, which a collector may clear before the last of its buffers goes
+        first = allocator.allocate(pages)
+        return RegionSlice(self.memory, first * PAGE, size, lambda: allocator.release(first, pages))
 
     def submit(self, call: Callable[[], Any]) -> Any:
         """Runs a blocking call of a disk in a thread of the guest's; a concurrent.futures.Future."""

@@ -38,7 +38,7 @@ class Channel:
         sector_size: int,
         *,
         lun: int = 0,
-        queue_depth: int = 32,
+        queue_depth: int = 0,
         timeout: float | None = None,
     ) -> _Failure | None: ...
     def read(

@@ -284,7 +284,9 @@ def test_rings_outside_memory_are_refused(guest, other, disk, pfn):
     assert channel.open()
 
 
-@pytest.mark.parametrize("count, downstream", [(0, 0), (3, 2), (4, 1), (4, 3), (4, 0), (18, 17), (18, 1 << 31), (18, 0xFFFFFFFF)])
+@pytest.mark.parametrize(
+    "count, downstream", [(0, 0), (3, 2), (4, 1), (4, 3), (4, 0), (18, 17), (18, 1 << 31), (18, 0xFFFFFFFF)]
+)
 def test_rings_without_data_pages_are_refused(guest, disk, count, downstream):
     channel = guest.add(disk, open=False)
     guest.attach()

@@ -142,6 +142,7 @@ cdef class RegionSlice:
     def __releasebuffer__(self, Py_buffer *view):
         self.region.exports -= 1
 
-    def __dealloc__(self):
+    def __del__(self):
+        # A finalizer, not __dealloc__: in a cycle what `released` uses may be cleared before the slice is.
         if self.released is not None:
             self.released()
