@@ -7,6 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hvcore.vmbus.message import Message as Message
+    from hvcore.vmbus.message import MessageType as MessageType
+    from hvcore.vmbus.message import decode as decode_message
     from hvcore.vmbus.packet import COMPLETION as COMPLETION
     from hvcore.vmbus.packet import COMPLETION_REQUESTED as COMPLETION_REQUESTED
     from hvcore.vmbus.packet import GPA_DIRECT as GPA_DIRECT
@@ -25,11 +28,14 @@ _EXPORTS = {
     "COMPLETION_REQUESTED": "hvcore.vmbus.packet",
     "GPA_DIRECT": "hvcore.vmbus.packet",
     "IN_BAND": "hvcore.vmbus.packet",
+    "Message": "hvcore.vmbus.message",
+    "MessageType": "hvcore.vmbus.message",
     "TRANSFER_PAGES": "hvcore.vmbus.packet",
     "GpaRange": "hvcore.vmbus.packet",
     "Packet": "hvcore.vmbus.packet",
     "Ring": "hvcore.vmbus.ring",
     "TransferRange": "hvcore.vmbus.packet",
+    "decode_message": "hvcore.vmbus.message:decode",
     "decode_packet": "hvcore.vmbus.packet",
     "encode_packet": "hvcore.vmbus.packet",
     "gpa_direct_header": "hvcore.vmbus.packet",
@@ -40,4 +46,5 @@ def __getattr__(name: str) -> Any:
     module = _EXPORTS.get(name)
     if module is None:
         raise AttributeError(f"module 'hvcore.vmbus' has no attribute {name!r}")
-    return getattr(importlib.import_module(module), name)
+    module, _, attribute = module.partition(":")
+    return getattr(importlib.import_module(module), attribute or name)
