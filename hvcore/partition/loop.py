@@ -54,9 +54,10 @@ class Loop:
     def run(self) -> None:
         """Until stop()."""
         while not self._stopping:
-            for fd, events in self._epoll.poll(self._timeout()):
-                source = self._sources.get(fd)  # an earlier one of this round may have removed it
-                if source is not None:
+            found = self._epoll.poll(self._timeout())
+            for source, fd, events in [(self._sources.get(fd), fd, events) for fd, events in found]:
+                # An earlier one of this round may have removed it, and another may have its descriptor's number by now.
+                if source is not None and self._sources.get(fd) is source:
                     source.ready(events)
 
     def _timeout(self) -> float | None:

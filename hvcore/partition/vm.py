@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import socket
 import time
 import uuid
@@ -192,6 +193,9 @@ class Vm:
         """The guest's end of a new attachment (a descriptor that the caller owns) and what its disks are."""
         if not self.running:
             raise HostError(f"{self.config.name} is not running")
+        if self._endpoint is not None and hung_up(self._endpoint.fileno()):
+            # Whoever comes after a guest that is gone need not wait until the loop has seen that.
+            self._endpoint.on_hangup()
         if self._endpoint is not None:
             raise HostError(f"{self.config.name} has a guest already")
         if self._drives and self._emulator is None:
@@ -391,6 +395,13 @@ class Vm:
             "worker": self._emulator.process.pid if self._emulator is not None else None,
             "disks": [disk.describe() | {"size": disk.image.size} for disk in self.disks],
         }
+
+
+def hung_up(fd: int) -> bool:
+    """Whether the other end of a socket is closed."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))
 
 
 def context_switches(pid: int) -> int:
