@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hvcore.vmbus.message import Message as Message
     from hvcore.vmbus.message import MessageType as MessageType
-    from hvcore.vmbus.message import decode as decode_message
+    from hvcore.vmbus.message import decode
     from hvcore.vmbus.packet import COMPLETION as COMPLETION
     from hvcore.vmbus.packet import COMPLETION_REQUESTED as COMPLETION_REQUESTED
     from hvcore.vmbus.packet import GPA_DIRECT as GPA_DIRECT
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from hvcore.vmbus.packet import encode_packet as encode_packet
     from hvcore.vmbus.packet import gpa_direct_header as gpa_direct_header
     from hvcore.vmbus.ring import Ring as Ring
+
+    decode_message = decode
 
 _EXPORTS = {
     "COMPLETION": "hvcore.vmbus.packet",
