@@ -82,7 +82,7 @@ def test_goes_with_a_closed_guest(vm: VirtualMachine) -> None:
     del guest
     gc.collect()
     assert gc.get_referrers(memory) == []
-    assert len(descriptors()) == len(before)
+    assert len(descriptors()) <= len(before)
 
 
 def test_disk_larger_than_guest_memory(tmp_path: Path) -> None:
