@@ -22,6 +22,7 @@ PAGE = 4096
 RING_PAGES = 32  # data pages of each direction: 128 KiB, as Linux has
 SMALL_RING_PAGES = 8  # for a guest with little memory
 QUEUE_DEPTH = 256
+UNLOAD_PATIENCE = 5.0  # seconds; a host that does not answer sees the socket's end instead
 
 
 class PageAllocator:
@@ -153,7 +154,7 @@ class Guest:
             with contextlib.suppress(Error, OSError):
                 self._client.close_channel(offered)
         with contextlib.suppress(Error, OSError, AttributeError):
-            self._client.unload()
+            self._client.unload(UNLOAD_PATIENCE)
         self._endpoint.close()
         if self._executor is not None:
             self._executor.shutdown()
