@@ -108,6 +108,15 @@ cdef void emulated_start(EmulatedChannel *channel) noexcept nogil:
     emulated_post(channel, HANDOVER_COMMAND)
 
 
+cdef void emulated_enqueue(EmulatedChannel *channel, VspRequest *request) noexcept nogil:
+    request.next = NULL
+    if channel.last == NULL:
+        channel.first = request
+    else:
+        channel.last.next = request
+    channel.last = request
+
+
 cdef void emulated_execute(void *context, VspRequest *request) noexcept nogil:
     cdef EmulatedDisk *disk = <EmulatedDisk *> context
     cdef EmulatedChannel *channel = &disk.host.channels[disk.channel]
@@ -121,12 +130,7 @@ cdef void emulated_execute(void *context, VspRequest *request) noexcept nogil:
     if request.iov_count > HANDOVER_SEGMENTS:
         vsp_finish(request, DISK_RANGE)
         return
-    request.next = NULL
-    if channel.last == NULL:
-        channel.first = request
-    else:
-        channel.last.next = request
-    channel.last = request
+    emulated_enqueue(channel, request)
     emulated_start(channel)
 
 
@@ -414,9 +418,4 @@ cdef void emulated_drop(EmulatedHost *host, void *vsp) noexcept nogil:
             if vsp == NULL or request.owner == vsp:
                 vsp_abort(request)
                 continue
-            request.next = NULL
-            if channel.last == NULL:
-                channel.first = request
-            else:
-                channel.last.next = request
-            channel.last = request
+            emulated_enqueue(channel, request)
