@@ -1,5 +1,5 @@
-# Where a request is stamped when tracing is on, in the order of its way. `hvcore trace` and `explain` name the hops by
-# the table in hvcore/storage/hops.py.
+# Where a request is stamped when tracing is on, in the order of its way. hvcore/report/hops.py makes hops of the
+# stamps.
 
 cdef enum Hop:
     HOP_RECEIVED = 1             # the VSP took the packet from the ring

@@ -18,9 +18,9 @@ from hvcore.storage.protocol cimport (
     VSTOR_RESET_LUN, VSTOR_WIN6, VSTOR_WIN7, VSTOR_WIN8, VSTOR_WIN8_1, VSTOR_WIN10, VstorPacket, VstorScsiRequest,
     vstor_command, vstor_complete, vstor_reply_bytes)
 from hvcore.vmbus.abi cimport (
-    PACKET_COMPLETION, PACKET_COMPLETION_REQUESTED, PACKET_GPA_DIRECT, PACKET_IN_BAND, PAGE_SIZE,
-    GpaDirectHeader, GpaRange, PacketDescriptor)
+    PACKET_COMPLETION, PACKET_COMPLETION_REQUESTED, PACKET_GPA_DIRECT, PACKET_IN_BAND, PAGE_SIZE, PacketDescriptor)
 from hvcore.vmbus.events cimport event_signal_guest
+from hvcore.vmbus.packet cimport PACKET_OK, GpaDirectView, GpaRangeView, gpa_direct_parse, gpa_range_next
 from hvcore.vmbus.ring cimport (
     RING_EMPTY, RING_OK, ring_free, ring_mask, ring_poll, ring_publish, ring_put, ring_release, ring_take, ring_unmask,
     ring_want, ring_want_no_more)
@@ -160,30 +160,24 @@ cdef inline void vsp_cut(VspRequest *request, uint64_t length) noexcept nogil:
         length -= request.iov[i].iov_len
 
 
-cdef int vsp_ranges(Vsp *vsp, VspRequest *request, const uint8_t *packet, uint32_t header_length, uint32_t wanted,
+cdef int vsp_ranges(Vsp *vsp, VspRequest *request, const uint8_t *packet, uint32_t length, uint32_t wanted,
                     uint32_t *buffer_length, bint *reachable) noexcept nogil:
     """The first `wanted` bytes of a GPA-direct packet's buffer as host addresses, adjacent pages merged (2.2). -1:
     channel fault."""
-    cdef GpaDirectHeader header
-    cdef GpaRange range_
-    cdef uint64_t pfn, needed, present, left, i = 0
+    cdef GpaDirectView view
+    cdef GpaRangeView range_
+    cdef uint64_t left, i = 0
     cdef uint32_t offset, part
     cdef uint8_t *page
     cdef iovec *last
     request.iov_count = 0
     reachable[0] = True
-    if header_length < 32:                   # no room for one range header (N6, N07 of the negative vectors)
+    # Whatever is wrong with the header, and any other number of ranges, kills the channel here (2.2). A surplus of
+    # PFNs is
+    # legal: most Linux kernels send 32 always.
+    if gpa_direct_parse(packet, length, &view) != PACKET_OK or view.range_count != 1:
         return -1
-    memcpy(&header, packet + 16, sizeof(header))
-    memcpy(&range_, packet + 24, sizeof(range_))
-    if header.range_count != 1 or range_.byte_count == 0 or range_.byte_offset >= PAGE_SIZE:
-        return -1
-    if <uint64_t> range_.byte_count + range_.byte_offset + PAGE_SIZE - 1 > 0xffffffffu:
-        return -1
-    needed = (<uint64_t> range_.byte_count + range_.byte_offset + PAGE_SIZE - 1) // PAGE_SIZE
-    present = (header_length - 32) // 8      # a surplus is legal: most Linux kernels send 32 PFNs always
-    if present < needed:
-        return -1
+    gpa_range_next(view.ranges, &range_)
     buffer_length[0] = range_.byte_count
     # A range longer than the transfer is cut to it (5.3 check 5): what lies behind is never touched.
     left = min(range_.byte_count, wanted)
@@ -191,9 +185,8 @@ cdef int vsp_ranges(Vsp *vsp, VspRequest *request, const uint8_t *packet, uint32
         return 0
     offset = range_.byte_offset
     while left:
-        memcpy(&pfn, packet + 32 + 8 * i, 8)
+        page = pfn_pointer(&vsp.memory, range_.pfns[i])
         i += 1
-        page = pfn_pointer(&vsp.memory, pfn)
         if page == NULL:                     # VA-4: fails the request, not the channel
             reachable[0] = False
             request.iov_count = 0
@@ -222,7 +215,7 @@ cdef void vsp_parameters(Vsp *vsp, VspRequest *request, const uint8_t *cdb, uint
 
 
 cdef int vsp_execute(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packet, const uint8_t *ring_packet,
-                     uint32_t header_length, bint direct, uint32_t payload) noexcept nogil:
+                     uint32_t length, bint direct, uint32_t payload) noexcept nogil:
     """EXECUTE_SRB, in the order of 5.3. -1: channel fault."""
     cdef VspRequest *request = vsp.free
     cdef VstorScsiRequest *srb
@@ -235,7 +228,7 @@ cdef int vsp_execute(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packe
     request.transaction_id = transaction_id
     request.reply_length = vstor_reply_bytes(payload)
     request.iov_count = 0
-    if direct and vsp_ranges(vsp, request, ring_packet, header_length, wanted, &buffer_length, &reachable) < 0:
+    if direct and vsp_ranges(vsp, request, ring_packet, length, wanted, &buffer_length, &reachable) < 0:
         return vsp_fault(vsp, VSP_FAULT_RANGE)
     if vsp.state != VSP_READY:               # no I/O, but the descriptor was validated (4.1)
         vsp_reply(vsp, transaction_id, request.reply_length, NT_INVALID_DEVICE_STATE, NULL)
@@ -352,14 +345,12 @@ cdef int vsp_packet(Vsp *vsp, uint32_t length) noexcept nogil:
     memcpy(&packet, vsp.buffer + 8 * <uint32_t> descriptor.data_offset8, min(payload, <uint32_t> VSTOR_PACKET_BYTES))
     if packet.operation != VSTOR_EXECUTE_SRB:
         # The header is checked whatever it belongs to (2.2), and nothing of the buffer is used.
-        if direct and vsp_ranges(vsp, vsp.free, vsp.buffer, 8 * <uint32_t> descriptor.data_offset8, 0, &buffer_length,
-                                 &reachable) < 0:
+        if direct and vsp_ranges(vsp, vsp.free, vsp.buffer, length, 0, &buffer_length, &reachable) < 0:
             return vsp_fault(vsp, VSP_FAULT_RANGE)
         return vsp_negotiate(vsp, descriptor.transaction_id, &packet, payload)
     if payload < SRB_BYTES:
         return vsp_fault(vsp, VSP_FAULT_PACKET)
-    return vsp_execute(vsp, descriptor.transaction_id, &packet, vsp.buffer, 8 * <uint32_t> descriptor.data_offset8,
-                       direct, payload)
+    return vsp_execute(vsp, descriptor.transaction_id, &packet, vsp.buffer, length, direct, payload)
 
 
 cdef bint vsp_has_room(Vsp *vsp) noexcept nogil:
