@@ -1,6 +1,5 @@
 # A bounded pool of native threads for disk calls that may block. Jobs are embedded in their owners' requests: no
-# allocation,
-# no limit but the requests themselves.
+# allocation, no limit but the requests themselves.
 
 from libc.stdint cimport uint32_t
 

@@ -32,8 +32,8 @@ cdef void synthetic_execute(void *context, VspRequest *request) noexcept nogil:
     trace_stamp(vsp.trace, request.trace_id, request.transaction_id, HOP_DISK_STARTED, vsp.relid)
     if plan.action == SCSI_WRITE and not plan.fua:
         # Into the page cache: a copy. Few file systems tell a write that would wait from one that would not, so one
-        # that
-        # must wait (dirty limit, allocation) holds up this VM's other requests, as it would hold up the writer itself.
+        # that must wait (dirty limit, allocation) holds up this VM's other requests, as it would hold up the writer
+        # itself.
         status = disk_write(request.unit.disk, plan.offset, request.iov, request.iov_count, 0)
     else:
         # Data that the page cache has is read here and now: a hand-over to the pool would cost more than the read.

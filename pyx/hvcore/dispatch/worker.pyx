@@ -90,8 +90,7 @@ cdef int worker_store(void *context, uint32_t address, const void *source, uint3
 cdef void worker_post(WorkerLoop *loop, WorkerChannel *channel, uint32_t operation) noexcept nogil:
     channel.shared.answer.operation = operation
     # Release: the host that sees the number sees the answer. Full fence: against the host, which writes its sleep word
-    # and
-    # then looks at the number once more.
+    # and then looks at the number once more.
     store_release32(&channel.shared.answer.answered, channel.seen)
     fence_full()
     if load_relaxed32(&loop.shared.host_sleep) and exchange32(&loop.shared.host_sleep, 0):

@@ -1,10 +1,8 @@
 # The storage VSC: the child's end of one storvsp channel (storvsp.md). It builds SRBs, sends them, and matches
-# completions
-# to the slots they were sent from.
+# completions to the slots they were sent from.
 #
 # Threads: everything marked [monitor] is called with vsc.monitor held. Of the threads that wait for completions one
-# leads:
-# it alone reads the host's ring, for all of them; the others wait on the word `progress`.
+# leads: it alone reads the host's ring, for all of them; the others wait on the word `progress`.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -120,8 +118,7 @@ cdef bint vsc_pages(Vsc *vsc, VscSlot *slot, uint32_t length) noexcept nogil
 cdef void vsc_copy_out(Vsc *vsc, VscSlot *slot, uint8_t *to, uint32_t length) noexcept nogil
 cdef void vsc_copy_in(Vsc *vsc, VscSlot *slot, const uint8_t *data, uint32_t length) noexcept nogil
 # [monitor] Puts a packet into the ring, unpublished. With data: `gpa` of `length` bytes, or the slot's bounce pages
-# when it has
-# some. RingStatus; RING_FULL asks the host for a signal when there is room.
+# when it has some. RingStatus; RING_FULL asks the host for a signal when there is room.
 cdef int vsc_send(Vsc *vsc, VscSlot *slot, const VstorPacket *packet, uint64_t gpa, uint32_t length) noexcept nogil
 cdef void vsc_read_srb(VstorPacket *packet, uint64_t lba, uint32_t blocks, uint32_t length, bint write) noexcept nogil
 cdef void vsc_srb(

@@ -1,7 +1,6 @@
-# The storage VSP: the host's end of one storvsp channel (storvsp.md). It takes vstor packets from the ring,
-# negotiates, has
-# the SCSI target plan each SRB and gives what needs the medium to an executor; it completes what comes back. It does no
-# media access and no waiting of its own.
+# The storage VSP: the host's end of one storvsp channel (storvsp.md). It takes vstor packets from the ring, negotiates,
+# has the SCSI target plan each SRB and gives what needs the medium to an executor; it completes what comes back. It
+# does no media access and no waiting of its own.
 #
 # One thread at a time may call these functions for one Vsp. Nothing of guest memory is read twice.
 
@@ -55,8 +54,7 @@ ctypedef struct VspRequest:
     ScsiPlan plan
 
 # Does the media access that request.plan asks for, now or later, and then calls vsp_finish (in the Vsp's thread)
-# exactly
-# once.
+# exactly once.
 ctypedef void (*VspExecutor)(void *context, VspRequest *request) noexcept nogil
 
 ctypedef struct Vsp:

@@ -173,8 +173,7 @@ cdef int vsp_ranges(Vsp *vsp, VspRequest *request, const uint8_t *packet, uint32
     request.iov_count = 0
     reachable[0] = True
     # Whatever is wrong with the header, and any other number of ranges, kills the channel here (2.2). A surplus of
-    # PFNs is
-    # legal: most Linux kernels send 32 always.
+    # PFNs is legal: most Linux kernels send 32 always.
     if gpa_direct_parse(packet, length, &view) != PACKET_OK or view.range_count != 1:
         return -1
     gpa_range_next(view.ranges, &range_)

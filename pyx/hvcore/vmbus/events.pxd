@@ -1,7 +1,6 @@
 # Event flags and doorbells of one child partition: one shared page (docs/vmbus-user.md), flags as in the SynIC (EV-1 to
 # EV-6). Both ends wait alike (design: clear own flags, drain, unmask, fence, re-check, sleep word, fence, re-check,
-# block) and
-# signal alike (publish, fence, mask, flag, sleep word, wake).
+# block) and signal alike (publish, fence, mask, flag, sleep word, wake).
 #
 # The page is in the guest's hands. Nothing the guest writes into it can do more than lose its own wake-ups.
 
