@@ -18,7 +18,6 @@ from bench.rounds import (
     Result,
     Rounds,
     each,
-    image_file,
     placement,
     preadv_step,
     random_offsets,
@@ -57,12 +56,6 @@ def compare(path: Path, depth: int) -> dict[str, Any]:
     with rounds(path, depth) as compared:
         compared.all()
     return figures(compared)
-
-
-@pytest.fixture(scope="module")
-def image() -> Iterator[Path]:
-    with image_file() as path:
-        yield path
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
