@@ -12,7 +12,7 @@ MODULES = {
     "memory": ["region"],
     "metrics": ["counters", "histogram", "trace"],
     "vmbus": ["packet", "ring"],
-    "disk": ["ops", "medium", "file", "crc", "vhdx", "ram", "null", "vector"],
+    "disk": ["ops", "medium", "file", "crc", "vhdx.disk", "ram", "null", "vector"],
     "scsi": ["inquiry", "media", "mode", "target"],
     "storage": ["protocol", "vsp", "vsc"],
     "ide": ["dma", "identify", "command", "controller", "device", "driver", "pci"],
@@ -69,7 +69,7 @@ def stale() -> bool:
 
 
 extensions = [
-    extension(f"hvcore.{floor}.{module}", Path("pyx", "hvcore", floor, f"{module}.pyx"))
+    extension(f"hvcore.{floor}.{module}", Path("pyx", "hvcore", floor, *module.split(".")).with_suffix(".pyx"))
     for floor, modules in MODULES.items()
     for module in modules
 ]

@@ -33,6 +33,31 @@ class ImageError(_DeviceError):
     """A disk image cannot be opened or is damaged; the message names the file and what is wrong with it."""
 
 
+class ImageDamaged(ImageError):
+    """An image breaks a rule of its format.
+
+    structure: the part of the file that does, in words. offset: where it begins in the file (bytes); None: it has no
+    one place.
+    """
+
+    def __init__(self, message: str, *, structure: str = "", offset: int | None = None) -> None:
+        super().__init__(message)
+        self.structure = structure
+        self.offset = offset
+
+
+class ImageDirty(ImageError):
+    """An image was not closed cleanly and this way of opening cannot mend it; the message names the remedy."""
+
+
+class ImageInUse(ImageError):
+    """Another program has the image open in a way that excludes this one."""
+
+
+class ParentError(ImageError):
+    """The chain of a differencing disk is broken: a parent is missing, is not the one meant, or leads in a circle."""
+
+
 class HostError(Error):
     """The host process refused a request or is gone."""
 

@@ -1,12 +1,13 @@
 from typing import Self, final
 
+from hvcore.disk.medium import ImageFile
 from hvcore.disk.ops import Backend
 
 @final
 class FileDisk(Backend):
     def __new__(
         cls,
-        fd: int,
+        file: ImageFile,
         size: int,
         *,
         base: int = 0,
@@ -14,5 +15,4 @@ class FileDisk(Backend):
         read_only: bool = True,
         can_trim: bool = False,
     ) -> Self: ...
-    def record(self, fd: int) -> None: ...
     def extents(self) -> list[tuple[int, int, int | None]]: ...

@@ -11,11 +11,13 @@ from pathlib import Path
 from uuid import UUID
 
 from hvcore.disk.file import FileDisk
-from hvcore.disk.footer import COOKIE, FIXED, FOOTER_BYTES, TYPES, Footer, judge_fixed, parse
-from hvcore.disk.layout import SIGNATURE, read_layout
 from hvcore.disk.locks import in_use, lock_image
+from hvcore.disk.medium import ImageFile
 from hvcore.disk.ops import Backend
-from hvcore.disk.vhdx import VhdxDisk
+from hvcore.disk.probe import PROBE
+from hvcore.disk.vhd.footer import COOKIE, FIXED, FOOTER_BYTES, TYPES, Footer, judge_fixed, parse
+from hvcore.disk.vhdx.disk import VhdxDisk
+from hvcore.disk.vhdx.layout import SIGNATURE, read_layout
 from hvcore.errors import ImageError
 
 FORMATS = ("raw", "vhd", "vhdx")
@@ -73,14 +75,15 @@ def open_described(
         raise ValueError(f"sector_size is 512 or 4096, not {sector_size}")
     name = os.fspath(path)
     try:
-        fd = open_file(name, mode == "r+")
+        file = open_file(name, mode == "r+")
         try:
-            disk, info = open_locked(fd, mode == "r+", format, sector_size or 512)
+            disk, info = open_locked(file, mode == "r+", format, sector_size or 512)
         except BaseException:
-            os.close(fd)
+            file.close()
             raise
     except ImageError as error:
-        raise named(name, str(error), error.errno) from None
+        error.args = (f"{name}: {error}",)
+        raise
     except OSError as error:
         raise named(name, os.strerror(error.errno or errno.EIO).lower(), error.errno) from None
     return disk, replace(info, path=name)
@@ -92,7 +95,7 @@ def named(path: str, fault: str, code: int | None) -> ImageError:
     return error
 
 
-def open_file(path: str, write: bool) -> int:
+def open_file(path: str, write: bool) -> ImageFile:
     """Opens a regular file or block device. Anything else is refused unopened: opening may have effects of its own."""
     mode = Path(path).stat().st_mode
     judge_kind(mode)
@@ -111,7 +114,7 @@ def open_file(path: str, write: bool) -> int:
     except BaseException:
         os.close(fd)
         raise
-    return fd
+    return ImageFile(fd, probe=PROBE.get(), name=path)
 
 
 def judge_kind(mode: int) -> None:
@@ -131,36 +134,38 @@ def measure(fd: int, write: bool) -> int:
     return int(struct.unpack("Q", fcntl.ioctl(fd, BLKGETSIZE64, bytes(8)))[0])
 
 
-def open_locked(fd: int, write: bool, format: str | None, sector_size: int) -> tuple[FileDisk | VhdxDisk, ImageInfo]:
-    lock_image(fd, write=write)
+def open_locked(
+    file: ImageFile, write: bool, format: str | None, sector_size: int
+) -> tuple[FileDisk | VhdxDisk, ImageInfo]:
+    lock_image(file.fileno(), write=write)
     # Measured and read under the lock: a writer that keeps locks cannot change them any more.
-    file_size = measure(fd, write)
+    file_size = measure(file.fileno(), write)
     if file_size == 0:
         raise ImageError("the file is empty")
     if format is None:
-        format = recognise(fd, file_size)
+        format = recognise(file, file_size)
     if format == "raw":
-        return open_raw(fd, file_size, write, sector_size)
-    return open_vhd(fd, file_size, write) if format == "vhd" else open_vhdx(fd, file_size, write)
+        return open_raw(file, file_size, write, sector_size)
+    return open_vhd(file, file_size, write) if format == "vhd" else open_vhdx(file, file_size, write)
 
 
-def read_footer(fd: int, file_size: int) -> tuple[Footer, int] | None:
+def read_footer(file: ImageFile, file_size: int) -> tuple[Footer, int] | None:
     """The VHD footer at the end and where it begins; tools before 2004 wrote one byte less. None: there is none."""
     for length in (FOOTER_BYTES, FOOTER_BYTES - 1):
         if file_size >= length:
-            footer = parse(os.pread(fd, length, file_size - length).ljust(FOOTER_BYTES, b"\0"))
+            footer = parse(file.read(file_size - length, length).ljust(FOOTER_BYTES, b"\0"))
             if footer is not None:
                 return footer, file_size - length
     return None
 
 
-def recognise(fd: int, file_size: int) -> str:
+def recognise(file: ImageFile, file_size: int) -> str:
     """The format by content. Where guest data stand is never decided by guest data alone: the first sector of a fixed
     VHD and the last of a VHDX are the guest's, and a file that could be both is refused."""
-    head = os.pread(fd, FOOTER_BYTES, 0)
+    head = file.read(0, min(FOOTER_BYTES, file_size))
     vhdx = head[:8] == SIGNATURE
     try:
-        footer = read_footer(fd, file_size)
+        footer = read_footer(file, file_size)
     except ImageError:
         if not vhdx:
             raise
@@ -174,19 +179,19 @@ def recognise(fd: int, file_size: int) -> str:
     raise ImageError(UNRECOGNISED)
 
 
-def open_raw(fd: int, file_size: int, write: bool, sector_size: int) -> tuple[FileDisk, ImageInfo]:
+def open_raw(file: ImageFile, file_size: int, write: bool, sector_size: int) -> tuple[FileDisk, ImageInfo]:
     if file_size % sector_size:
         raise ImageError(f"its size, {file_size} bytes, is not a multiple of the sector size {sector_size}")
-    disk = FileDisk(fd, file_size, sector_size=sector_size, read_only=not write, can_trim=write)
+    disk = FileDisk(file, file_size, sector_size=sector_size, read_only=not write, can_trim=write)
     return disk, ImageInfo("", "raw", None, file_size, file_size, sector_size, sector_size)
 
 
-def open_vhd(fd: int, file_size: int, write: bool) -> tuple[FileDisk, ImageInfo]:
-    found = read_footer(fd, file_size)
+def open_vhd(file: ImageFile, file_size: int, write: bool) -> tuple[FileDisk, ImageInfo]:
+    found = read_footer(file, file_size)
     if found is None:
         # Only dynamic and differencing disks keep a copy at the start; sector 0 of a fixed disk is guest data.
         with suppress(ImageError):
-            head = parse(os.pread(fd, FOOTER_BYTES, 0).ljust(FOOTER_BYTES, b"\0"))
+            head = parse(file.read(0, min(FOOTER_BYTES, file_size)).ljust(FOOTER_BYTES, b"\0"))
             if head is not None and head.disk_type in TYPES:
                 found = head, head.size
     if found is None:
@@ -194,12 +199,12 @@ def open_vhd(fd: int, file_size: int, write: bool) -> tuple[FileDisk, ImageInfo]
     footer, data_bytes = found
     judge_fixed(footer, data_bytes)
     # A fixed disk is allocated for good: its space is never given back.
-    disk = FileDisk(fd, footer.size, read_only=not write, can_trim=False)
+    disk = FileDisk(file, footer.size, read_only=not write, can_trim=False)
     return disk, ImageInfo("", "vhd", "fixed", footer.size, file_size, 512, 512, disk_id=footer.disk_id)
 
 
-def open_vhdx(fd: int, file_size: int, write: bool) -> tuple[VhdxDisk, ImageInfo]:
-    layout = read_layout(fd, file_size)
+def open_vhdx(file: ImageFile, file_size: int, write: bool) -> tuple[VhdxDisk, ImageInfo]:
+    layout = read_layout(file, file_size)
     if write:
         error = ImageError("writing to a VHDX is not supported yet: open it read-only")
         error.errno = errno.EROFS
@@ -216,4 +221,4 @@ def open_vhdx(fd: int, file_size: int, write: bool) -> tuple[VhdxDisk, ImageInfo
         disk_id=layout.disk_id,
         notes=layout.notes,
     )
-    return VhdxDisk(fd, layout), info
+    return VhdxDisk(file, layout), info

@@ -10,7 +10,7 @@ import fcntl
 import os
 import struct
 
-from hvcore.errors import ImageError
+from hvcore.errors import ImageError, ImageInUse
 
 CONSISTENT_READ, WRITE, RESIZE = 0, 1, 3
 HELD, DENIED = 100, 200
@@ -39,8 +39,8 @@ def lock_image(fd: int, *, write: bool) -> None:
         raise in_use(write)
 
 
-def in_use(write: bool) -> ImageError:
-    error = ImageError(
+def in_use(write: bool) -> ImageInUse:
+    error = ImageInUse(
         "in use by another program: cannot be opened for writing" if write else "in use by a program that writes it"
     )
     error.errno = errno.EBUSY

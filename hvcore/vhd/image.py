@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from hvcore.disk.file import FileDisk
-from hvcore.disk.footer import EPOCH, MAX_SIZE, build_fixed
 from hvcore.disk.image import ImageInfo, named, open_described
-from hvcore.disk.vhdx import VhdxDisk
+from hvcore.disk.vhd.footer import EPOCH, MAX_SIZE, build_fixed
+from hvcore.disk.vhdx.disk import VhdxDisk
 
 
 class Extent(NamedTuple):

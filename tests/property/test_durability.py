@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hvcore.disk.image import open_image
+from hvcore.disk.medium import Probe
+from hvcore.disk.probe import probing
 from hvcore.vhd import create
 from tests.reference import journal
 
@@ -30,8 +32,7 @@ def perform(path: Path, format: str, steps: list[tuple[str, int, int]]) -> tuple
     allowed: list[set[bytes]] = [{bytes(512)} for _ in range(SECTORS)]
     last = [bytes(512)] * SECTORS
     history = [[set(values) for values in allowed]]
-    with open_image(path, mode="r+", format=format) as disk:
-        disk.record(log)
+    with probing(Probe(log)), open_image(path, mode="r+", format=format) as disk:
         for number, (verb, sector, count) in enumerate(steps, 1):
             count = min(count, SECTORS - sector)
             if verb == "flush":
@@ -93,8 +94,8 @@ def test_a_lost_flush_is_caught(tmp_path: Path) -> None:
 
 
 def test_a_write_during_a_flush_is_not_covered() -> None:
-    write = journal.Record(journal.WRITE, 0, 512, b"x" * 512)
-    flush, flushed = (journal.Record(kind, 0, 0, b"") for kind in (journal.FLUSH, journal.FLUSHED))
+    write = journal.Record(journal.WRITE, 0, 0, 512, b"x" * 512)
+    flush, flushed = (journal.Record(kind, 0, 0, 0, b"") for kind in (journal.FLUSH, journal.FLUSHED))
     assert journal.cut(bytes(512), [flush, write, flushed], [False]) == bytes(512)
     assert journal.cut(bytes(512), [write, flush, flushed], [False]) == b"x" * 512
     assert journal.cut(bytes(512), [write, flush], [False]) == bytes(512)

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hvcore.disk.file import FileDisk
 from hvcore.disk.image import open_image
+from hvcore.disk.medium import Probe
+from hvcore.disk.probe import probing
 from hvcore.storage.vsc import Channel
 from hvcore.vhd import create
 from tests.reference import journal
@@ -36,9 +37,9 @@ Sectors = list[set[bytes]]
 class Subject:
     """An image behind a channel; its content goes on from example to example."""
 
-    def __init__(self, path: Path, disk: FileDisk, channel: Channel, trims: bool) -> None:
+    def __init__(self, path: Path, probe: Probe, channel: Channel, trims: bool) -> None:
         self.path = path
-        self.disk = disk
+        self.probe = probe
         self.channel = channel
         self.trims = trims
         self.written = 0
@@ -57,7 +58,7 @@ class Subject:
         last = [before[at : at + 512] for at in range(0, SIZE, 512)]
         allowed: Sectors = [{value} for value in last]
         log = os.memfd_create("journal")
-        self.disk.record(log)
+        self.probe.journal = log
         history = [(0, [set(values) for values in allowed])]
         for verb, sector, count in steps:
             count = min(count, SECTORS - sector)
@@ -91,7 +92,7 @@ class Subject:
                     assert failure is None
             records = os.fstat(log).st_size
             history.append((records, [set(values) for values in allowed]))
-        self.disk.record(-1)
+        self.probe.journal = -1
         recorded = os.pread(log, os.fstat(log).st_size, 0)
         os.close(log)
         return journal.parse(recorded), [(len(journal.parse(recorded[:size])), sectors) for size, sectors in history]
@@ -105,9 +106,12 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     format, place = request.param
     path = tmp_path_factory.mktemp("durability") / "disk"
     create(path, SIZE, format, **({"type": "fixed"} if format == "vhd" else {}))
-    with open_image(path, mode="r+", format=format) as disk, channel_to(disk, place) as channel:
-        assert isinstance(disk, FileDisk)
-        yield Subject(path, disk, channel, trims=format == "raw")
+    with (
+        probing(Probe()) as probe,
+        open_image(path, mode="r+", format=format) as disk,
+        channel_to(disk, place) as channel,
+    ):
+        yield Subject(path, probe, channel, trims=format == "raw")
 
 
 def wrong(start: bytes, records: list[journal.Record], history: list[tuple[int, Sectors]], survives: list[bool]) -> int:

@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hvcore.disk.image import open_image
+from hvcore.disk.medium import Probe
+from hvcore.disk.probe import probing
 from hvcore.vhd import create
 from tests.reference import journal
 
@@ -14,8 +16,7 @@ THREADS, ROUNDS, SPAN = 4, 60, 64 << 10
 def test_every_flush_covers_its_own_thread(tmp_path: Path) -> None:
     create(tmp_path / "d", THREADS * SPAN, "raw")
     log = os.memfd_create("journal")
-    with open_image(tmp_path / "d", mode="r+", format="raw") as disk:
-        disk.record(log)
+    with probing(Probe(log)) as probe, open_image(tmp_path / "d", mode="r+", format="raw") as disk:
 
         def work(thread: int) -> list[tuple[int, int]]:
             """What was promised: (offset, length of the journal when the flush returned) per round."""
@@ -30,7 +31,7 @@ def test_every_flush_covers_its_own_thread(tmp_path: Path) -> None:
 
         with ThreadPoolExecutor(THREADS) as pool:
             promises = [promise for part in pool.map(work, range(THREADS)) for promise in part]
-        disk.record(-1)
+        probe.journal = -1
     recorded = os.pread(log, 1 << 24, 0)
     os.close(log)
     records = journal.parse(recorded)

@@ -3,13 +3,14 @@
 import struct
 from typing import NamedTuple
 
-WRITE, FLUSH, FLUSHED, PUNCH = 1, 2, 3, 4
+WRITE, FLUSH, FLUSHED, PUNCH, RESIZE = 1, 2, 3, 4, 5
 RECORD = struct.Struct("=IIQQ")
 SECTOR = 512
 
 
 class Record(NamedTuple):
     kind: int
+    file: int
     offset: int
     length: int
     data: bytes
@@ -19,13 +20,13 @@ def parse(journal: bytes) -> list[Record]:
     records = []
     at = 0
     while at < len(journal):
-        kind, reserved, offset, length = RECORD.unpack_from(journal, at)
-        assert reserved == 0 and kind in (WRITE, FLUSH, FLUSHED, PUNCH)
+        kind, file, offset, length = RECORD.unpack_from(journal, at)
+        assert kind in (WRITE, FLUSH, FLUSHED, PUNCH, RESIZE)
         at += RECORD.size
         data = journal[at : at + length] if kind == WRITE else bytes(length)
         assert len(data) == length
         at += length if kind == WRITE else 0
-        records.append(Record(kind, offset, length, data))
+        records.append(Record(kind, file, offset, length, data))
     return records
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hvcore.disk.file import FileDisk
+from hvcore.disk.medium import ImageFile, Probe
 from hvcore.disk.vector import flush, readv, trim, writev
 from hvcore.errors import DiskError
 from tests.reference import journal
@@ -23,11 +24,13 @@ def content() -> bytes:
     return bytes(n * 7 % 251 for n in range(SIZE))
 
 
-def make(tmp_path: Path, *, write: bool = True, base: int = 0, **options: object) -> FileDisk:
+def make(
+    tmp_path: Path, *, write: bool = True, base: int = 0, probe: Probe | None = None, **options: object
+) -> FileDisk:
     path = tmp_path / "disk.raw"
     path.write_bytes(b"B" * base + content() + b"E" * 512)
     fd = os.open(path, os.O_RDWR if write else os.O_RDONLY)
-    return FileDisk(fd, SIZE, base=base, read_only=not write, **options)
+    return FileDisk(ImageFile(fd, probe=probe), SIZE, base=base, read_only=not write, **options)
 
 
 def test_reads_what_the_file_holds(tmp_path: Path) -> None:
@@ -107,7 +110,7 @@ def test_nowait_on_cached_data(tmp_path: Path) -> None:
 
 def test_nowait_where_it_is_not_supported() -> None:
     """/proc files know no RWF_NOWAIT: the answer is to come again from a thread that may block."""
-    with FileDisk(os.open("/proc/version", os.O_RDONLY), 512) as disk:
+    with FileDisk(ImageFile(os.open("/proc/version", os.O_RDONLY)), 512) as disk:
         for _ in range(2):
             assert readv(disk, 0, [bytearray(1)], nowait=True) == WOULD_BLOCK
         assert readv(disk, 0, [bytearray(1)]) == OK
@@ -140,7 +143,7 @@ def test_failed_flush_is_for_ever(tmp_path: Path) -> None:
     good = os.open(tmp_path / "good", os.O_RDWR | os.O_CREAT)
     os.truncate(good, SIZE)
     reader, fd = os.pipe()
-    with FileDisk(fd, SIZE, read_only=False, can_trim=True) as disk:
+    with FileDisk(ImageFile(fd), SIZE, read_only=False, can_trim=True) as disk:
         assert flush(disk) == WRITE_ERROR
         os.dup2(good, fd)
         assert flush(disk) == WRITE_ERROR
@@ -153,7 +156,7 @@ def test_failed_flush_is_for_ever(tmp_path: Path) -> None:
 
 def test_write_error_is_not_sticky(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "disk", os.O_RDONLY | os.O_CREAT)
-    with FileDisk(fd, SIZE, read_only=False) as disk:
+    with FileDisk(ImageFile(fd), SIZE, read_only=False) as disk:
         assert writev(disk, 0, [b"x"]) == WRITE_ERROR
         assert flush(disk) == OK
 
@@ -164,7 +167,7 @@ def test_file_size_limit_is_no_space(tmp_path: Path) -> None:
     fd = os.open(path, os.O_RDWR)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN
-    with FileDisk(fd, SIZE, read_only=False) as disk:
+    with FileDisk(ImageFile(fd), SIZE, read_only=False) as disk:
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
             statuses = [writev(disk, at, [b"x" * 2048, b"y" * 2048]) for at in (0, 4096, 6144, 8192)]
@@ -177,10 +180,11 @@ def test_file_size_limit_is_no_space(tmp_path: Path) -> None:
 FULL = """
 import os, sys
 from hvcore.disk.file import FileDisk
+from hvcore.disk.medium import ImageFile
 from hvcore.errors import DiskError
 fd = os.open(sys.argv[1] + "/disk.raw", os.O_RDWR | os.O_CREAT)
 os.truncate(fd, 4 << 20)
-with FileDisk(fd, 4 << 20, read_only=False) as disk:
+with FileDisk(ImageFile(fd), 4 << 20, read_only=False) as disk:
     try:
         for at in range(0, 4 << 20, 65536):
             disk.write(at, b"x" * 65536)
@@ -214,7 +218,7 @@ def test_closed_disk_refuses(tmp_path: Path) -> None:
 
 def test_close_ends_the_descriptor(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "disk", os.O_RDWR | os.O_CREAT)
-    FileDisk(fd, SIZE).close()
+    FileDisk(ImageFile(fd), SIZE).close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
 
@@ -225,31 +229,30 @@ def test_close_ends_the_descriptor(tmp_path: Path) -> None:
 )
 def test_sizes_that_make_no_sense(size: int, options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"size|beyond"):
-        FileDisk(0, size, **options)
+        FileDisk(ImageFile(os.memfd_create("image")), size, **options)
 
 
 def test_journal_records_what_reached_the_file(tmp_path: Path) -> None:
     log = os.memfd_create("journal")
-    with make(tmp_path, base=512, can_trim=True) as disk:
-        disk.record(log)
+    probe = Probe(log)
+    with make(tmp_path, base=512, can_trim=True, probe=probe) as disk:
         assert writev(disk, 1024, [b"ab", b"", b"c" * 510]) == OK
         disk.flush()
         disk.trim(0, 512)
-        disk.record(-1)
+        probe.journal = -1
         disk.write(0, bytes(512))
     records = journal.parse(os.pread(log, 1 << 20, 0))
     os.close(log)
     assert records == [
-        (journal.WRITE, 1536, 512, b"ab" + b"c" * 510),
-        (journal.FLUSH, 0, 0, b""),
-        (journal.FLUSHED, 0, 0, b""),
-        (journal.PUNCH, 512, 512, bytes(512)),
+        (journal.WRITE, 0, 1536, 512, b"ab" + b"c" * 510),
+        (journal.FLUSH, 0, 0, 0, b""),
+        (journal.FLUSHED, 0, 0, 0, b""),
+        (journal.PUNCH, 0, 512, 512, bytes(512)),
     ]
 
 
 def test_journal_that_cannot_be_written_fails_the_request(tmp_path: Path) -> None:
     log = os.open("/dev/full", os.O_WRONLY)
-    with make(tmp_path) as disk:
-        disk.record(log)
+    with make(tmp_path, probe=Probe(log)) as disk:
         assert writev(disk, 0, [b"x"]) == WRITE_ERROR
     os.close(log)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hvcore.disk.file import FileDisk
+from hvcore.disk.medium import ImageFile, Probe
 from hvcore.disk.ram import RamDisk
 from hvcore.errors import RingFull
 from tests.reference.guest import (
@@ -205,11 +206,11 @@ class Gate:
 
     def __init__(self, path: Path) -> None:
         path.write_bytes(CONTENT)
-        self.disk = FileDisk(os.open(path, os.O_RDWR | os.O_CLOEXEC), DISK_BYTES, read_only=False)
         self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
         self.capacity = fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PAGE)
         os.write(self.writer, bytes(self.capacity))
-        self.disk.record(self.writer)
+        file = ImageFile(os.open(path, os.O_RDWR | os.O_CLOEXEC), probe=Probe(self.writer))
+        self.disk = FileDisk(file, DISK_BYTES, read_only=False)
 
     def open(self) -> None:
         fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 1 << 20)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hvcore.disk.footer import build_fixed
 from hvcore.disk.image import open_image
+from hvcore.disk.vhd.footer import build_fixed
 from hvcore.errors import Error, ImageError
 from hvcore.vhd import info
 from hvcore.vhd import open as open_vhd

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hvcore.disk.footer import parse
+from hvcore.disk.vhd.footer import parse
 from hvcore.errors import ImageError
 from hvcore.vhd import Image, create, info
 from hvcore.vhd import open as open_vhd

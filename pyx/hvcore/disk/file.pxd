@@ -1,10 +1,10 @@
 from libc.stdint cimport uint64_t
 
-from hvcore.disk.medium cimport Medium
+from hvcore.disk.medium cimport ImageFile, Medium
 from hvcore.disk.ops cimport Backend
 
 ctypedef struct FileState:
-    Medium medium
+    Medium *medium               # of the ImageFile that the disk keeps
     uint64_t base                # where the disk's first byte lies in the file
     uint64_t size
     bint read_only
@@ -12,4 +12,5 @@ ctypedef struct FileState:
 
 
 cdef class FileDisk(Backend):
-    cdef FileState state         # medium.fd is -1 until the constructor succeeded, and once closed
+    cdef FileState state
+    cdef ImageFile file

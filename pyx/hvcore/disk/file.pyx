@@ -6,7 +6,7 @@ import os
 cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from hvcore.disk.medium cimport medium_close, medium_flush, medium_init, medium_punch, medium_read, medium_write
+from hvcore.disk.medium cimport ImageFile, medium_flush, medium_punch, medium_read, medium_write
 from hvcore.disk.ops cimport DISK_OK, DISK_RANGE, DISK_READ_ONLY, DISK_UNSUPPORTED, Backend, DiskOps, iovec_span
 from hvcore.linux.syscalls cimport iovec
 
@@ -16,7 +16,7 @@ cdef int file_read(void *pointer, uint64_t offset, const iovec *iov, int count, 
     cdef int64_t total = iovec_span(state.size, offset, iov, count)
     if total <= 0:
         return <int> total
-    return medium_read(&state.medium, state.base + offset, iov, count, total, flags)
+    return medium_read(state.medium, state.base + offset, iov, count, total, flags)
 
 
 cdef int file_write(void *pointer, uint64_t offset, const iovec *iov, int count, uint32_t flags) noexcept nogil:
@@ -27,14 +27,14 @@ cdef int file_write(void *pointer, uint64_t offset, const iovec *iov, int count,
     total = iovec_span(state.size, offset, iov, count)
     if total <= 0:
         return <int> total
-    return medium_write(&state.medium, state.base + offset, iov, count, total, flags)
+    return medium_write(state.medium, state.base + offset, iov, count, total, flags)
 
 
 cdef int file_flush(void *pointer) noexcept nogil:
     cdef FileState *state = <FileState *> pointer
     if state.read_only:
         return DISK_READ_ONLY
-    return medium_flush(&state.medium)
+    return medium_flush(state.medium)
 
 
 cdef int file_trim(void *pointer, uint64_t offset, uint64_t length) noexcept nogil:
@@ -47,7 +47,7 @@ cdef int file_trim(void *pointer, uint64_t offset, uint64_t length) noexcept nog
         return DISK_RANGE
     if length == 0:
         return DISK_OK
-    return medium_punch(&state.medium, state.base + offset, length)
+    return medium_punch(state.medium, state.base + offset, length)
 
 
 cdef DiskOps OPS
@@ -59,15 +59,14 @@ OPS.trim = file_trim
 
 @cython.final
 cdef class FileDisk(Backend):
-    """`size` bytes of the open file `fd`, from byte `base` of the file on.
+    """`size` bytes of an open file, from byte `base` of the file on.
 
-    The disk owns fd once the constructor has succeeded. The caller has judged the file: nothing about it is checked
+    The disk closes the file. The caller has judged the file: nothing about it is checked
     here, and a file that turns out shorter than said fails reads.
     """
 
-    def __cinit__(self, int fd, uint64_t size, *, uint64_t base=0, uint32_t sector_size=512, bint read_only=True,
+    def __cinit__(self, ImageFile file not None, uint64_t size, *, uint64_t base=0, uint32_t sector_size=512, bint read_only=True,
                   bint can_trim=False):
-        self.state.medium.fd = -1
         if sector_size != 512 and sector_size != 4096:
             raise ValueError(f"the sector size is 512 or 4096, not {sector_size}")
         if size == 0 or size % sector_size:
@@ -78,7 +77,8 @@ cdef class FileDisk(Backend):
         self.state.size = size
         self.state.read_only = read_only
         self.state.can_trim = can_trim and not read_only
-        medium_init(&self.state.medium, fd)
+        self.file = file
+        self.state.medium = &file.medium
         self.ref.state = &self.state
         self.ref.size_bytes = size
         self.ref.sector_size = self.ref.physical_sector_size = sector_size
@@ -86,21 +86,12 @@ cdef class FileDisk(Backend):
         self.ref.can_trim = self.state.can_trim
         self.ref.ops = &OPS
 
-    def record(self, int fd):
-        """Appends all that reaches the file to the descriptor `fd` as JournalRecords (medium.pxd); -1 ends it.
-
-        For tests of durability: call it while no request is running. fd stays the caller's; a request whose record
-        cannot be written fails. A write is recorded from its buffers after it completed; nobody may change them before.
-        """
-        self.check(0, 0)
-        self.state.medium.journal_fd = fd
-
     def extents(self):
         """[(offset, length, offset in the file or None for a hole)], in order and without gaps."""
         self.check(0, 0)
         cdef uint64_t start = self.state.base
         cdef uint64_t end = start + self.state.size
-        fd = self.state.medium.fd
+        fd = self.file.fileno()
         result = []
         at = start
         while at < end:
@@ -124,7 +115,4 @@ cdef class FileDisk(Backend):
     def close(self):
         """Closes the file, which ends its locks. Idempotent; no call may be running. Does not flush."""
         Backend.close(self)
-        medium_close(&self.state.medium)
-
-    def __dealloc__(self):
-        medium_close(&self.state.medium)
+        self.file.close()

@@ -4,13 +4,13 @@ Everything here may be written by an enemy: each structure is read once, checked
 ImageError that says which field is wrong; the caller adds the file's name.
 """
 
-import os
 import struct
 from dataclasses import dataclass
 from itertools import pairwise
 from uuid import UUID
 
 from hvcore.disk.crc import crc32c
+from hvcore.disk.medium import ImageFile
 from hvcore.errors import ImageError
 
 MIB = 1 << 20
@@ -66,20 +66,20 @@ class VhdxLayout:
     notes: tuple[str, ...]  # what was found wrong but could be worked around
 
 
-def read_layout(fd: int, file_size: int) -> VhdxLayout:
+def read_layout(file: ImageFile, file_size: int) -> VhdxLayout:
     """Reads and judges all structures but the BAT's entries. ImageError: the fault."""
     if file_size < MIB:
         raise ImageError(f"truncated: a VHDX has at least {MIB} bytes, this file {file_size}")
-    if read(fd, 0, 8, "file identifier") != SIGNATURE:
+    if read(file, 0, 8, "file identifier") != SIGNATURE:
         raise ImageError("not a VHDX: the file identifier is missing")
-    log = read_log(fd, file_size)
-    regions, notes = read_regions(fd, file_size)
+    log = read_log(file, file_size)
+    regions, notes = read_regions(file, file_size)
     disjoint([("the log", *log)] + [(name, offset, length) for _, name, offset, length in regions])
     places = {guid: (offset, length) for guid, _, offset, length in regions}
     for guid, name in ((BAT_REGION, "BAT"), (METADATA_REGION, "metadata")):
         if guid not in places:
             raise ImageError(f"the region table has no {name} region")
-    items = read_metadata(fd, *places[METADATA_REGION])
+    items = read_metadata(file, *places[METADATA_REGION])
 
     block_size, flags = struct.unpack("<II", items[FILE_PARAMETERS])
     if not MIB <= block_size <= 256 * MIB or block_size & (block_size - 1):
@@ -128,11 +128,10 @@ def read_layout(fd: int, file_size: int) -> VhdxLayout:
     )
 
 
-def read(fd: int, offset: int, length: int, what: str) -> bytes:
-    data = os.pread(fd, length, offset)
-    if len(data) != length:
+def read(file: ImageFile, offset: int, length: int, what: str) -> bytes:
+    if offset + length > file.size():
         raise ImageError(f"truncated: the file ends inside the {what}")
-    return data
+    return file.read(offset, length)
 
 
 def sound(block: bytes, signature: bytes) -> bool:
@@ -141,9 +140,9 @@ def sound(block: bytes, signature: bytes) -> bool:
     return block[:4] == signature and stored == crc32c(block[8:], crc32c(block[:4] + bytes(4)))
 
 
-def read_log(fd: int, file_size: int) -> tuple[int, int]:
+def read_log(file: ImageFile, file_size: int) -> tuple[int, int]:
     """Chooses the current header (disk-formats.md 3) and returns the log's place."""
-    copies = [read(fd, offset, 4096, "headers") for offset in (64 << 10, 128 << 10)]
+    copies = [read(file, offset, 4096, "headers") for offset in (64 << 10, 128 << 10)]
     valid = [copy for copy in copies if sound(copy, b"head")]
     if not valid:
         raise ImageError("both headers are damaged")
@@ -177,9 +176,9 @@ def disjoint(ranges: list[tuple[str, int, int]]) -> None:
             raise ImageError(f"{left} and {right} overlap")
 
 
-def read_regions(fd: int, file_size: int) -> tuple[list[tuple[UUID, str, int, int]], tuple[str, ...]]:
+def read_regions(file: ImageFile, file_size: int) -> tuple[list[tuple[UUID, str, int, int]], tuple[str, ...]]:
     """[(guid, name, offset, length)] of the region table, and what is to be reported (disk-formats.md 4)."""
-    first, second = (read(fd, offset, 64 << 10, "region tables") for offset in (192 << 10, 256 << 10))
+    first, second = (read(file, offset, 64 << 10, "region tables") for offset in (192 << 10, 256 << 10))
     tables = [table for table in (first, second) if sound(table, b"regi")]
     if not tables:
         raise ImageError("both region tables are damaged")
@@ -212,11 +211,11 @@ def read_regions(fd: int, file_size: int) -> tuple[list[tuple[UUID, str, int, in
     return regions, notes
 
 
-def read_metadata(fd: int, region: int, region_length: int) -> dict[UUID, bytes]:
+def read_metadata(file: ImageFile, region: int, region_length: int) -> dict[UUID, bytes]:
     """The contents of the known items (disk-formats.md 5)."""
     if region_length > MAX_METADATA:
         raise ImageError(f"the metadata region has {region_length} bytes, more than {MAX_METADATA}")
-    table = read(fd, region, 64 << 10, "metadata table")
+    table = read(file, region, 64 << 10, "metadata table")
     if table[:8] != b"metadata":
         raise ImageError("the metadata table's signature is missing")
     (count,) = struct.unpack_from("<H", table, 10)
@@ -260,7 +259,7 @@ def read_metadata(fd: int, region: int, region_length: int) -> dict[UUID, bytes]
         offset, length = places[guid]
         if length != expected:
             raise ImageError(f"the {name} has {length} bytes, not {expected}")
-        items[guid] = read(fd, region + offset, length, name)
+        items[guid] = read(file, region + offset, length, name)
     if PARENT_LOCATOR in places:
         items[PARENT_LOCATOR] = b""
     return items

@@ -1,13 +1,11 @@
 """A VHDX, fixed or dynamic, opened for reading: the block table in memory and reads over it (disk-formats.md 6, 7)."""
 
-import os
-
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memset
 
-from hvcore.disk.medium cimport medium_close, medium_init, medium_read
+from hvcore.disk.medium cimport ImageFile, medium_read
 from hvcore.disk.ops cimport DISK_OK, DISK_READ_ONLY, Backend, DiskOps, iovec_span
 from hvcore.linux.syscalls cimport iovec
 
@@ -143,7 +141,7 @@ cdef int vhdx_read(void *pointer, uint64_t offset, const iovec *iov, int count, 
         if at:
             at += offset % state.block_size
             if run == <uint64_t> span:
-                return medium_read(&state.medium, at, iov, count, run, flags)
+                return medium_read(state.medium, at, iov, count, run, flags)
         offset += run
         left -= run
         while run:
@@ -162,7 +160,7 @@ cdef int vhdx_read(void *pointer, uint64_t offset, const iovec *iov, int count, 
                     iov = iov + 1
                     skip = 0
             if at:
-                status = medium_read(&state.medium, at, pieces, n, part, flags)
+                status = medium_read(state.medium, at, pieces, n, part, flags)
                 if status != DISK_OK:
                     return status
                 at += part
@@ -194,19 +192,19 @@ OPS.trim = vhdx_trim
 
 @cython.final
 cdef class VhdxDisk(Backend):
-    """The disk in the VHDX file `fd`, laid out as `layout` says (hvcore.disk.layout.VhdxLayout).
+    """The disk in a VHDX file, laid out as `layout` says (hvcore.disk.vhdx.layout.VhdxLayout).
 
-    The disk owns fd once the constructor has succeeded. Reads the whole block allocation table and judges it:
+    The disk closes the file. Reads the whole block allocation table and judges it:
     ImageError with the fault, without the file's name. Memory: 8 bytes per block, twice that while opening.
     """
 
-    def __cinit__(self, int fd, layout):
-        self.state.medium.fd = -1
+    def __cinit__(self, ImageFile file not None, layout):
+        self.file = file
+        self.state.medium = &file.medium
         self.state.size = layout.size
         self.state.block_size = layout.block_size
         self.state.count = layout.blocks
-        self.load(fd, layout.file_size, layout.bat_offset, layout.bat_entries, layout.chunk_ratio, layout.used)
-        medium_init(&self.state.medium, fd)
+        self.load(layout.file_size, layout.bat_offset, layout.bat_entries, layout.chunk_ratio, layout.used)
         self.ref.state = &self.state
         self.ref.size_bytes = layout.size
         self.ref.sector_size = layout.sector_size
@@ -214,10 +212,10 @@ cdef class VhdxDisk(Backend):
         self.ref.read_only = True
         self.ref.ops = &OPS
 
-    cdef int load(self, int fd, uint64_t file_size, uint64_t offset, uint64_t entries, uint64_t ratio,
+    cdef int load(self, uint64_t file_size, uint64_t offset, uint64_t entries, uint64_t ratio,
                   list used) except -1:
         cdef Bat bat
-        cdef uint64_t done = 0, step, i, got, count = len(used)
+        cdef uint64_t done = 0, step, i, count = len(used)
         cdef BatFault fault = BAT_GOOD
         cdef const uint8_t *raw
         cdef uint64_t *blocks
@@ -239,10 +237,7 @@ cdef class VhdxDisk(Backend):
                 ranges[2 * i + 1] = (start + length) >> 20
             while done < entries and fault == BAT_GOOD:
                 step = min(entries - done, LOAD_ENTRIES)
-                chunk = os.pread(fd, 8 * step, offset + 8 * done)
-                got = len(chunk)
-                if got != 8 * step:
-                    raise ImageError("truncated: the file ends inside the block allocation table")
+                chunk = self.file.read(offset + 8 * done, 8 * step)
                 raw = chunk
                 with nogil:
                     fault = bat_take(&bat, blocks, raw, done, step)
@@ -278,13 +273,7 @@ cdef class VhdxDisk(Backend):
     def close(self):
         """Closes the file, which ends its locks. Idempotent; no call may be running."""
         Backend.close(self)
-        self.release()
-
-    cdef int release(self) except -1:
-        medium_close(&self.state.medium)
-        free(self.state.blocks)
-        self.state.blocks = NULL
-        return 0
+        self.file.close()
 
     def __dealloc__(self):
-        self.release()
+        free(self.state.blocks)
