@@ -65,8 +65,8 @@ cdef class FileDisk(Backend):
     here, and a file that turns out shorter than said fails reads.
     """
 
-    def __cinit__(self, ImageFile file not None, uint64_t size, *, uint64_t base=0, uint32_t sector_size=512, bint read_only=True,
-                  bint can_trim=False):
+    def __cinit__(self, ImageFile file not None, uint64_t size, *, uint64_t base=0, uint32_t sector_size=512,
+                  bint read_only=True, bint can_trim=False):
         if sector_size != 512 and sector_size != 4096:
             raise ValueError(f"the sector size is 512 or 4096, not {sector_size}")
         if size == 0 or size % sector_size:

@@ -1,4 +1,4 @@
-"""Reads, writes, flushes, holes and sizes of an image file, in one place; the data path calls what the .pxd declares."""
+"""Reads, writes, flushes, holes and sizes of an image file, in one place; compiled callers use the .pxd."""
 
 import os
 from bisect import bisect_right
@@ -12,7 +12,7 @@ from libc.stdlib cimport calloc, free
 
 from hvcore.disk.ops cimport (DISK_NO_SPACE, DISK_NOWAIT, DISK_OK, DISK_READ_ERROR, DISK_UNSUPPORTED, DISK_WOULD_BLOCK,
                               DISK_WRITE_ERROR, disk_error)
-from hvcore.disk.span cimport SPAN_PIECES, Span, span_begin, span_fill, span_next, span_take, span_zero
+from hvcore.disk.span cimport SPAN_PIECES, Span, span_begin, span_fill, span_take, span_zero
 from hvcore.linux.atomics cimport load_acquire64, load_relaxed32, store_relaxed32, store_release64
 from hvcore.linux.syscalls cimport RWF_NOWAIT, fdatasync, iovec, preadv2, pwritev2
 
@@ -438,8 +438,8 @@ cdef class ImageFile:
     """Owner of an open image file or block device, and of its locks.
 
     Backends keep it and use its medium; code that reads and writes structures uses its methods. They raise DiskError,
-    and ValueError once it is closed. Offsets and lengths: bytes. Owns `fd` once the constructor has succeeded; closes it
-    in close(), while no call runs.
+    and ValueError once it is closed. Offsets and lengths: bytes. Owns `fd` once the constructor has succeeded;
+    close() may be called while no other call runs.
     """
 
     def __cinit__(self, int fd, *, Probe probe=None, str name=""):
