@@ -2,15 +2,9 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-Progress = Callable[[str, float], None]
-"""Called with what is being done now and the finished part of the whole, 0 to 1."""
-
-
-def silent(text: str, fraction: float) -> None:
-    """Progress of work that nobody watches."""
-
+from hvcore.progress import Progress, silent
 
 @contextlib.contextmanager
 def terminal_progress(wanted: bool = True) -> Iterator[Progress]:

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # Floors from low to high; those of one line may use each other in one direction.
 FLOORS = [
-    {"__init__", "_cython", "errors", "sizes"},
+    {"__init__", "_cython", "errors", "progress", "sizes"},
     {"linux"},
     {"memory"},
     {"metrics"},
