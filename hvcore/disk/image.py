@@ -5,7 +5,8 @@ import fcntl
 import os
 import stat
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
@@ -62,8 +63,13 @@ def open_image(
 
 
 def open_described(
-    path: str | os.PathLike[str], *, mode: str = "r", format: str | None = None, sector_size: int | None = None
-) -> tuple[FileDisk | VhdxDisk, ImageInfo]:
+    path: str | os.PathLike[str],
+    *,
+    mode: str = "r",
+    format: str | None = None,
+    sector_size: int | None = None,
+    parent: str | os.PathLike[str] | None = None,
+) -> tuple[Backend, ImageInfo]:
     """As open_image; also what the image says of itself."""
     if mode not in ("r", "r+"):
         raise ValueError(f'mode is "r" or "r+", not {mode!r}')
@@ -74,19 +80,34 @@ def open_described(
     if sector_size not in (None, 512, 4096):
         raise ValueError(f"sector_size is 512 or 4096, not {sector_size}")
     name = os.fspath(path)
-    try:
+    with reported(name):
         file = open_file(name, mode == "r+")
         try:
             disk, info = open_locked(file, mode == "r+", format, sector_size or 512)
         except BaseException:
             file.close()
             raise
+    return disk, replace(info, path=name)
+
+
+def describe(path: str | os.PathLike[str], format: str | None = None) -> ImageInfo:
+    """What an image says of itself. ImageError as open_image()."""
+    disk, info = open_described(path, format=format)
+    disk.close()
+    return info
+
+
+@contextmanager
+def reported(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors of files become ImageErrors, and ImageErrors begin with the file's name."""
+    name = os.fspath(path)
+    try:
+        yield
     except ImageError as error:
         error.args = (f"{name}: {error}",)
         raise
     except OSError as error:
         raise named(name, os.strerror(error.errno or errno.EIO).lower(), error.errno) from None
-    return disk, replace(info, path=name)
 
 
 def named(path: str, fault: str, code: int | None) -> ImageError:

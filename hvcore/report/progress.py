@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from hvcore.progress import Progress, silent
 
+
 @contextlib.contextmanager
 def terminal_progress(wanted: bool = True) -> Iterator[Progress]:
     """A progress line on stderr that is gone at the end; silent when stderr is no terminal."""

@@ -1,25 +1,13 @@
-"""Images as Python objects, and making new ones."""
+"""Images as Python objects."""
 
-import errno
 import os
-import time
-import uuid
-from pathlib import Path
+from collections.abc import Iterator
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
-from hvcore.disk.file import FileDisk
-from hvcore.disk.image import ImageInfo, named, open_described
-from hvcore.disk.vhd.footer import EPOCH, MAX_SIZE, build_fixed
-from hvcore.disk.vhdx.disk import VhdxDisk
-
-
-class Extent(NamedTuple):
-    """A piece of a disk. file_offset: where its bytes begin in the image file; None: it reads as zeros."""
-
-    offset: int
-    length: int
-    file_offset: int | None
+from hvcore.disk.image import ImageInfo, open_described
+from hvcore.disk.ops import Backend
+from hvcore.vhd.extents import Extent, resolved
 
 
 class Image:
@@ -28,7 +16,7 @@ class Image:
     All calls but close() may run at the same time from several threads. hvcore.errors.DiskError: the medium failed.
     """
 
-    def __init__(self, backend: FileDisk | VhdxDisk, description: ImageInfo) -> None:
+    def __init__(self, backend: Backend, description: ImageInfo) -> None:
         self.backend = backend
         self.info = description
 
@@ -47,10 +35,12 @@ class Image:
 
     @property
     def format(self) -> str:
+        """ "raw", "vhd" or "vhdx"."""
         return self.info.format
 
     @property
     def parent(self) -> str | None:
+        """The file that a differencing disk is based on, as it was found; None for any other disk."""
         return self.info.parent
 
     @property
@@ -65,22 +55,28 @@ class Image:
         self.backend.readinto(offset, buffer)
 
     def write(self, offset: int, data: object) -> None:
-        """Writes a buffer; durable after the next flush()."""
+        """Writes a buffer; durable after the next flush() or close()."""
         self.backend.write(offset, data)
 
     def flush(self) -> None:
+        """Every write and trim that completed before is durable when this returns."""
         self.backend.flush()
 
     def trim(self, offset: int, length: int) -> None:
-        """Gives the range's space back (raw images only); it reads as zeros afterwards."""
+        """The range reads as zeros afterwards; its space is given back where the format can (not in fixed disks)."""
         self.backend.trim(offset, length)
 
-    def extents(self) -> list[Extent]:
-        """The whole disk in pieces that are present or not, in order and without gaps."""
-        return [Extent(*piece) for piece in self.backend.extents()]
+    def extents(self, *, chain: bool = False) -> Iterator[Extent]:
+        """The whole disk in pieces, in order and without gaps. chain: ask the parents for what is theirs."""
+        if chain:
+            return resolved(self.backend)  # type: ignore[arg-type]
+        return (Extent(*piece) for piece in self.backend.extents())  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Ends the use of the file and its lock. Does not flush. Idempotent."""
+        """Makes durable what was written, closes the file cleanly and ends its lock. Idempotent.
+
+        DiskError: the medium failed; the file is closed all the same, and what an earlier flush() promised is kept.
+        """
         self.backend.close()
 
     def __enter__(self) -> Self:
@@ -92,9 +88,16 @@ class Image:
         self.close()
 
 
-def open(path: str | os.PathLike[str], mode: str = "r", format: str | None = None) -> Image:
-    """Opens an image; mode "r" or "r+". See hvcore.disk.image.open_image for formats and errors."""
-    return Image(*open_described(path, mode=mode, format=format))
+def open(
+    path: str | os.PathLike[str],
+    mode: str = "r",
+    format: str | None = None,
+    *,
+    sector_size: int | None = None,
+    parent: str | os.PathLike[str] | None = None,
+) -> Image:
+    """Opens an image; mode "r" or "r+". See hvcore.disk.image.open_described for the arguments and errors."""
+    return Image(*open_described(path, mode=mode, format=format, sector_size=sector_size, parent=parent))
 
 
 def info(path: str | os.PathLike[str], format: str | None = None) -> ImageInfo:
@@ -104,52 +107,9 @@ def info(path: str | os.PathLike[str], format: str | None = None) -> ImageInfo:
     return description
 
 
-def create(
-    path: str | os.PathLike[str], size: int, format: str = "vhd", type: str = "fixed", *, preallocate: bool = True
-) -> None:
-    """Makes a new image of zeros: format "vhd" or "raw", type "fixed".
-
-    size: bytes, a positive multiple of 512; a VHD has at most 2040 GiB (else ValueError). preallocate: reserve the
-    space now, so that the file system cannot run full later. The file appears under its name complete and durable, or
-    not at all; an existing file is never touched (ImageError).
-    """
-    if format not in ("raw", "vhd") or type != "fixed":
-        raise ValueError(f'cannot create {type} {format}: format "vhd" or "raw" and type "fixed" are supported')
-    if size <= 0 or size % 512:
-        raise ValueError(f"the size is a positive multiple of 512, not {size}")
-    if format == "vhd" and size > MAX_SIZE:
-        raise ValueError(f"a VHD has at most {MAX_SIZE} bytes (2040 GiB), not {size}")
-    tail = b""
-    if format == "vhd":
-        tail = build_fixed(size, uuid.uuid4(), max(0, int(time.time()) - EPOCH) & 0xFFFFFFFF)
-    target = Path(path)
-    try:
-        if os.path.lexists(target):  # only to spare the work: link() below is what decides
-            raise FileExistsError
-        fill(target, size, tail, preallocate)
-    except FileExistsError:
-        raise named(os.fspath(path), "exists already", errno.EEXIST) from None
-    except OSError as error:
-        raise named(os.fspath(path), os.strerror(error.errno or errno.EIO).lower(), error.errno) from None
-
-
-def fill(target: Path, size: int, tail: bytes, preallocate: bool) -> None:
-    temporary = target.parent / f".{target.name[:100]}.{uuid.uuid4().hex}"
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        if preallocate:
-            os.posix_fallocate(fd, 0, size + len(tail))
-        else:
-            os.truncate(fd, size + len(tail))
-        if os.pwrite(fd, tail, size) != len(tail):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(fd)
-        os.link(temporary, target)  # refuses an existing name, unlike rename
-    finally:
-        os.close(fd)
-        temporary.unlink()
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+def chain(path: str | os.PathLike[str], format: str | None = None) -> list[ImageInfo]:
+    """The image and all it is based on, child first. ImageError as open()."""
+    found = [info(path, format)]
+    while found[-1].parent is not None:
+        found.append(info(found[-1].parent, found[-1].format))
+    return found
