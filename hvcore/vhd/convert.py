@@ -2,7 +2,7 @@
 
 import os
 
-from hvcore.disk.image import ImageInfo, describe, open_locked
+from hvcore.disk.image import ImageInfo, describe, open_locked, reported
 from hvcore.progress import Progress, silent
 from hvcore.vhd.copy import chunks, copy_ranges
 from hvcore.vhd.create import judge_kind, make
@@ -29,8 +29,9 @@ def convert(
     with sectors of 4096 bytes must be asked for with sector_size=512, as its partition table would be misread.
     Whatever reads as zeros takes no space in a dynamic image.
 
-    The destination appears under its name complete and durable, or not at all, whatever interrupts the copy; an existing
-    file is never touched. Memory does not grow with the image. ImageError, DiskError, ValueError as open() and create().
+    The destination appears under its name complete and durable, or not at all, whatever interrupts the copy; an
+    existing file is never touched. Memory does not grow with the image. ImageError, DiskError, ValueError: as open()
+    and create().
     """
     judge_kind(format, type, block_size)
     with open_vhd(source, format=source_format) as image:
@@ -38,8 +39,9 @@ def convert(
         if format == "vhd" and sector_size != 512:
             raise ValueError(f"a VHD has sectors of 512 bytes, the source of {sector_size}: name sector_size=512")
         with new_file(destination) as file:
-            make(file, image.size, format, type, block_size, sector_size, preallocate)
-            disk, _ = open_locked(file, True, format, sector_size)
+            with reported(destination):
+                make(file, image.size, format, type, block_size, sector_size, preallocate)
+                disk, _ = open_locked(file, True, format, sector_size)
             with disk:
                 pieces = chunks(data_ranges(image.extents(chain=True)), image.size)
 

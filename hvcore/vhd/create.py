@@ -3,7 +3,7 @@
 import os
 import time
 
-from hvcore.disk.image import ImageInfo, describe
+from hvcore.disk.image import ImageInfo, describe, reported
 from hvcore.disk.medium import ImageFile
 from hvcore.disk.vhd.create import build_vhd
 from hvcore.disk.vhd.footer import EPOCH
@@ -37,7 +37,7 @@ def create(
     judge_kind(format, type, block_size)
     if format == "vhd" and sector_size != 512:
         raise ValueError(f"a VHD has sectors of 512 bytes, not {sector_size}")
-    with new_file(path) as file:
+    with new_file(path) as file, reported(path):
         make(file, size, format, type, block_size, sector_size, preallocate)
     return describe(path, format)
 

@@ -18,26 +18,28 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[ImageFile]:
     """Yields an empty file, open for reading and writing, in the folder of `path`.
 
     When the block ends well the file is made durable and gets its name; otherwise, and whatever happens in between,
-    nothing is left. An existing name is never touched. The block may close the file. Errors of the block and of the
-    file system become ImageErrors with the path's name.
+    nothing is left. An existing name is never touched. The block may close the file. ImageError, with the path: the file
+    cannot be made, or exists already.
     """
     target = Path(path)
+    temporary = target.parent / f".{target.name[:100]}.{uuid.uuid4().hex}"
     with reported(path):
         if os.path.lexists(target):  # only to spare the work: link() below is what decides
             raise exists()
-        temporary = target.parent / f".{target.name[:100]}.{uuid.uuid4().hex}"
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            with ImageFile(os.dup(fd), probe=PROBE.get(), name=os.fspath(path)) as file:
-                yield file
+    try:
+        with ImageFile(os.dup(fd), probe=PROBE.get(), name=os.fspath(path)) as file:
+            yield file
+        with reported(path):
             os.fsync(fd)
             try:
                 os.link(temporary, target)  # refuses an existing name, unlike rename
             except FileExistsError:
                 raise exists() from None
-        finally:
-            os.close(fd)
-            temporary.unlink()
+    finally:
+        os.close(fd)
+        temporary.unlink()
+    with reported(path):
         sync_folder(target.parent)
 
 
