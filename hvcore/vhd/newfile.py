@@ -18,8 +18,8 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[ImageFile]:
     """Yields an empty file, open for reading and writing, in the folder of `path`.
 
     When the block ends well the file is made durable and gets its name; otherwise, and whatever happens in between,
-    nothing is left. An existing name is never touched. The block may close the file. ImageError, with the path: the file
-    cannot be made, or exists already.
+    nothing is left. An existing name is never touched. The block may close the file. ImageError, with the path: the
+    file cannot be made, or exists already.
     """
     target = Path(path)
     temporary = target.parent / f".{target.name[:100]}.{uuid.uuid4().hex}"
