@@ -18,7 +18,8 @@ from hvcore.disk.ops import Backend
 from hvcore.disk.probe import PROBE
 from hvcore.disk.vhd.footer import COOKIE, FIXED, FOOTER_BYTES, TYPES, Footer, judge_fixed, parse
 from hvcore.disk.vhdx.disk import VhdxDisk
-from hvcore.disk.vhdx.layout import SIGNATURE, read_layout
+from hvcore.disk.vhdx.layout import read_layout
+from hvcore.disk.vhdx.structures import SIGNATURE
 from hvcore.errors import ImageError
 
 FORMATS = ("raw", "vhd", "vhdx")
@@ -226,6 +227,8 @@ def open_vhd(file: ImageFile, file_size: int, write: bool) -> tuple[FileDisk, Im
 
 def open_vhdx(file: ImageFile, file_size: int, write: bool) -> tuple[VhdxDisk, ImageInfo]:
     layout = read_layout(file, file_size)
+    if layout.has_parent:
+        raise ImageError("a differencing disk: not supported yet, open a merged copy")
     if write:
         error = ImageError("writing to a VHDX is not supported yet: open it read-only")
         error.errno = errno.EROFS

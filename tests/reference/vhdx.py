@@ -15,11 +15,15 @@ DISK_SIZE = UUID("2FA54224-CD1B-4876-B211-5DBED83BF4B8")
 DISK_ID = UUID("BECA12AB-B2E6-4523-93EF-C309E000C746")
 LOGICAL = UUID("8141BF1D-A96F-4709-BA47-F233A8FAAB5F")
 PHYSICAL = UUID("CDA348C7-445D-4471-9CC9-E9885251C556")
+LOCATOR = UUID("A8D35F2D-B30B-454D-ABF7-D3D84834AB0C")
+LOCATOR_TYPE = UUID("B04AEFB7-D19E-4A81-B789-25B8E9445913")
 FILE_WRITE = UUID("00112233-4455-6677-8899-aabbccddeeff")
 DATA_WRITE = UUID("01234567-89ab-cdef-0123-456789abcdef")
 LOG = UUID("a0a1a2a3-a4a5-a6a7-a8a9-aaabacadaeaf")
 DISK = UUID("f0e1d2c3-b4a5-9687-7869-5a4b3c2d1e0f")
 NO_LOG = UUID(int=0)
+LINKAGE = ("parent_linkage", "{01234567-89ab-cdef-0123-456789abcdef}")
+RELATIVE = ("relative_path", ".\\base.vhdx")
 
 
 def crc32c(data: bytes) -> int:
@@ -80,6 +84,18 @@ def metadata(items: list[tuple[UUID, int, bytes]], count: int | None = None) -> 
         table += struct.pack("<16sIII4x", guid.bytes_le, offset, len(content), flags)
         body += content
     return table.ljust(64 << 10, b"\0") + body
+
+
+def locator(*pairs: tuple[str, str], kind: UUID = LOCATOR_TYPE, reserved: int = 0, count: int | None = None) -> bytes:
+    """The parent locator's item (disk-formats.md 8)."""
+    raw = struct.pack("<16sHH", kind.bytes_le, reserved, len(pairs) if count is None else count)
+    at = len(raw) + 12 * len(pairs)
+    texts = b""
+    for pair in pairs:
+        key, value = (text.encode("utf-16-le") for text in pair)
+        raw += struct.pack("<IIHH", at + len(texts), at + len(texts) + len(key), len(key), len(value))
+        texts += key + value
+    return raw + texts
 
 
 def ratio(block_size: int, sector_size: int) -> int:

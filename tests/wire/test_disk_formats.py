@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hvcore.disk import footer, layout
 from hvcore.disk.crc import crc32c
+from hvcore.disk.medium import ImageFile
+from hvcore.disk.vhd import footer
+from hvcore.disk.vhdx import layout
 from hvcore.errors import ImageError
 from tests.reference import vhdx
 
@@ -55,7 +57,7 @@ def test_builder_agrees_with_the_vectors() -> None:
     assert vhdx.metadata(vhdx.standard_items(1 << 30, 2 * MIB)) == expected
 
 
-def vector_file(tmp_path: Path, header: int) -> tuple[int, int]:
+def vector_file(tmp_path: Path, header: int) -> tuple[ImageFile, int]:
     raw = bytearray(4 * MIB)
     raw[:8] = b"vhdxfile"
     (table,), (items,) = VECTORS["metadata"]
@@ -68,13 +70,13 @@ def vector_file(tmp_path: Path, header: int) -> tuple[int, int]:
     for at, text in pieces.items():
         raw[at : at + len(data(text))] = data(text)
     (tmp_path / "v.vhdx").write_bytes(raw)
-    return os.open(tmp_path / "v.vhdx", os.O_RDONLY), len(raw)
+    return ImageFile(os.open(tmp_path / "v.vhdx", os.O_RDONLY)), len(raw)
 
 
 def test_layout_of_the_vectors(tmp_path: Path) -> None:
-    fd, size = vector_file(tmp_path, 0)
-    found = layout.read_layout(fd, size)
-    os.close(fd)
+    file, size = vector_file(tmp_path, 0)
+    with file:
+        found = layout.read_layout(file, size)
     assert (found.size, found.block_size, found.sector_size, found.physical_sector_size) == (
         1 << 30,
         2 * MIB,
@@ -89,10 +91,9 @@ def test_layout_of_the_vectors(tmp_path: Path) -> None:
 
 
 def test_header_with_a_log_is_refused(tmp_path: Path) -> None:
-    fd, size = vector_file(tmp_path, 1)
-    with pytest.raises(ImageError, match="log to replay"):
-        layout.read_layout(fd, size)
-    os.close(fd)
+    file, size = vector_file(tmp_path, 1)
+    with file, pytest.raises(ImageError, match="log to replay"):
+        layout.read_layout(file, size)
 
 
 @pytest.mark.parametrize("row", VECTORS["tables"], ids=" ".join)
@@ -107,9 +108,8 @@ def test_table_sizes(tmp_path: Path, row: list[str]) -> None:
             file.seek(at)
             file.write(piece)
         file.truncate(4 * MIB + bat_length)
-    fd = os.open(path, os.O_RDONLY)
-    found = layout.read_layout(fd, path.stat().st_size)
-    os.close(fd)
+    with ImageFile(os.open(path, os.O_RDONLY)) as image:
+        found = layout.read_layout(image, path.stat().st_size)
     assert (found.chunk_ratio, found.blocks, found.bat_entries) == (ratio, blocks, entries)
 
 
