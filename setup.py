@@ -12,7 +12,7 @@ MODULES = {
     "memory": ["region"],
     "metrics": ["counters", "histogram", "trace"],
     "vmbus": ["packet", "ring"],
-    "disk": ["ops", "medium", "file", "crc", "vhdx.disk", "ram", "null", "switch", "vector"],
+    "disk": ["ops", "medium", "file", "crc", "vhdx.disk", "vhd.disk", "ram", "null", "switch", "vector"],
     "scsi": ["inquiry", "media", "mode", "target"],
     "storage": ["protocol", "vsp", "vsc"],
     "ide": ["dma", "identify", "command", "controller", "device", "driver", "pci"],

@@ -5,8 +5,8 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
@@ -16,11 +16,13 @@ from hvcore.disk.locks import in_use, lock_image
 from hvcore.disk.medium import ImageFile
 from hvcore.disk.ops import Backend
 from hvcore.disk.probe import PROBE
-from hvcore.disk.vhd.footer import COOKIE, FIXED, FOOTER_BYTES, TYPES, Footer, judge_fixed, parse
+from hvcore.disk.vhd.disk import VhdDisk
+from hvcore.disk.vhd.footer import COOKIE, DIFFERENCING, FIXED, FOOTER_BYTES, TYPES
+from hvcore.disk.vhd.layout import VhdLayout, read_footers, read_tail, read_vhd_layout
 from hvcore.disk.vhdx.disk import VhdxDisk
 from hvcore.disk.vhdx.layout import read_layout
 from hvcore.disk.vhdx.structures import SIGNATURE
-from hvcore.errors import ImageError
+from hvcore.errors import ImageError, ParentError
 
 FORMATS = ("raw", "vhd", "vhdx")
 BLKROGET, BLKGETSIZE64 = 0x125E, 0x80081272
@@ -53,7 +55,7 @@ def open_image(
 ) -> Backend:
     """Opens a disk image; mode "r" or "r+" (reading and writing).
 
-    format: "raw", "vhd" (fixed) or "vhdx" (fixed and dynamic, mode "r" only); None recognises VHD and VHDX by content
+    format: "raw", "vhd" or "vhdx" (fixed and dynamic, mode "r" only); None recognises VHD and VHDX by content
     and refuses anything else, as whoever writes into a raw disk decides what it looks like (disk-formats.md 16).
     sector_size: 512 (default) or 4096, raw only. The image is locked (hvcore.disk.locks) until close().
 
@@ -158,7 +160,7 @@ def measure(fd: int, write: bool) -> int:
 
 def open_locked(
     file: ImageFile, write: bool, format: str | None, sector_size: int
-) -> tuple[FileDisk | VhdxDisk, ImageInfo]:
+) -> tuple[FileDisk | VhdDisk | VhdxDisk, ImageInfo]:
     lock_image(file.fileno(), write=write)
     # Measured and read under the lock: a writer that keeps locks cannot change them any more.
     file_size = measure(file.fileno(), write)
@@ -171,27 +173,19 @@ def open_locked(
     return open_vhd(file, file_size, write) if format == "vhd" else open_vhdx(file, file_size, write)
 
 
-def read_footer(file: ImageFile, file_size: int) -> tuple[Footer, int] | None:
-    """The VHD footer at the end and where it begins; tools before 2004 wrote one byte less. None: there is none."""
-    for length in (FOOTER_BYTES, FOOTER_BYTES - 1):
-        if file_size >= length:
-            footer = parse(file.read(file_size - length, length).ljust(FOOTER_BYTES, b"\0"))
-            if footer is not None:
-                return footer, file_size - length
-    return None
-
-
 def recognise(file: ImageFile, file_size: int) -> str:
     """The format by content. Where guest data stand is never decided by guest data alone: the first sector of a fixed
     VHD and the last of a VHDX are the guest's, and a file that could be both is refused."""
     head = file.read(0, min(FOOTER_BYTES, file_size))
     vhdx = head[:8] == SIGNATURE
     try:
-        footer = read_footer(file, file_size)
+        footer = read_tail(file, file_size)
     except ImageError:
-        if not vhdx:
+        # A VHDX that ends in something like a footer, but not in one; or a VHD whose footer is damaged, of which the
+        # copy at the start may still tell what it is.
+        if not vhdx and head[:8] != COOKIE:
             raise
-        footer = None  # a VHDX that ends in something like a footer, but not in one
+        footer = None
     if vhdx and footer is not None and footer[0].disk_type == FIXED and footer[0].size == footer[1]:
         raise ImageError("it looks like a VHDX and like a fixed VHD: name the format")
     if vhdx:
@@ -208,21 +202,48 @@ def open_raw(file: ImageFile, file_size: int, write: bool, sector_size: int) -> 
     return disk, ImageInfo("", "raw", None, file_size, file_size, sector_size, sector_size)
 
 
-def open_vhd(file: ImageFile, file_size: int, write: bool) -> tuple[FileDisk, ImageInfo]:
-    found = read_footer(file, file_size)
-    if found is None:
-        # Only dynamic and differencing disks keep a copy at the start; sector 0 of a fixed disk is guest data.
-        with suppress(ImageError):
-            head = parse(file.read(0, min(FOOTER_BYTES, file_size)).ljust(FOOTER_BYTES, b"\0"))
-            if head is not None and head.disk_type in TYPES:
-                found = head, head.size
-    if found is None:
-        raise ImageError("not a VHD: there is no footer at its end (truncated?)")
-    footer, data_bytes = found
-    judge_fixed(footer, data_bytes)
-    # A fixed disk is allocated for good: its space is never given back.
-    disk = FileDisk(file, footer.size, read_only=not write, can_trim=False)
-    return disk, ImageInfo("", "vhd", "fixed", footer.size, file_size, 512, 512, disk_id=footer.disk_id)
+def open_vhd(
+    file: ImageFile,
+    file_size: int,
+    write: bool,
+    *,
+    find_parent: Callable[[VhdLayout], tuple[Backend, str]] | None = None,
+    trust_head: bool = False,
+) -> tuple[FileDisk | VhdDisk, ImageInfo]:
+    """find_parent: opens the parent that a differencing disk names and judges its id; returns it and its path. The disk
+    closes it. trust_head: see read_vhd_layout."""
+    found = read_footers(file, file_size, trust_head=trust_head)
+    if found.footer.disk_type == FIXED:
+        # A fixed disk is allocated for good: its space is never given back.
+        size, disk_id = found.footer.size, found.footer.disk_id
+        fixed = FileDisk(file, size, read_only=not write, can_trim=False)
+        return fixed, ImageInfo("", "vhd", "fixed", size, file_size, 512, 512, disk_id=disk_id)
+    layout = read_vhd_layout(file, file_size, trust_head=trust_head)
+    parent, path = None, None
+    if layout.disk_type == DIFFERENCING:
+        if find_parent is None:
+            raise ParentError(f"a differencing VHD: it cannot be read without its parent, {layout.parent_name!r}")
+        parent, path = find_parent(layout)
+    try:
+        disk = VhdDisk(file, layout, write=write, parent=parent)
+    except BaseException:
+        if parent is not None:
+            parent.close()
+        raise
+    info = ImageInfo(
+        "",
+        "vhd",
+        TYPES[layout.disk_type],
+        layout.size,
+        file_size,
+        512,
+        512,
+        block_size=layout.block_size,
+        disk_id=layout.disk_id,
+        parent=path,
+        notes=layout.notes,
+    )
+    return disk, info
 
 
 def open_vhdx(file: ImageFile, file_size: int, write: bool) -> tuple[VhdxDisk, ImageInfo]:

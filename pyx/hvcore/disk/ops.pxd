@@ -20,6 +20,7 @@ cdef enum DiskStatus:
     DISK_WOULD_BLOCK = -6        # under DISK_NOWAIT: nothing was done; call again without it where the call may block
     DISK_UNSUPPORTED = -7        # the backend has no such operation (trim)
     DISK_CLOSED = -8
+    DISK_CORRUPT = -9            # metadata of the image that was read later proved damaged
 
 cdef enum DiskFlag:
     DISK_NOWAIT = 1              # return DISK_WOULD_BLOCK rather than wait for the medium, where that can be told

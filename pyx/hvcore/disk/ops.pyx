@@ -16,6 +16,7 @@ cdef dict MESSAGES = {
     DISK_NO_SPACE: ("no space left for the image", errno.ENOSPC),
     DISK_UNSUPPORTED: ("the disk does not support the operation", errno.EOPNOTSUPP),
     DISK_CLOSED: ("the disk is closed", errno.EBADF),
+    DISK_CORRUPT: ("the image's metadata is damaged", errno.EIO),
 }
 
 

@@ -1,0 +1,118 @@
+# A dynamic or differencing VHD (disk-formats.md 15): block allocation table, sector bitmaps, and the order in which
+# changes of them reach the file. The format has no log: what keeps a crash harmless is order alone.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from hvcore.disk.medium cimport ImageFile, Medium
+from hvcore.disk.ops cimport Backend, DiskRef
+from hvcore.linux.threads cimport Monitor
+
+cdef enum:
+    VHD_PAGE_ENTRIES = 1024      # of the table, read and kept together: 4096 bytes
+    VHD_USED = 16                # most ranges that headers, table and locators take
+
+cdef enum VhdFault:              # what is wrong with an entry of the table
+    VHD_SOUND
+    VHD_STRUCTURE                # its block lies over a header, the table or a locator
+    VHD_BEYOND                   # ... beyond the end of the file's content
+    VHD_OVERLAP                  # ... over another block
+
+cdef enum VhdKind:
+    VHD_ZERO
+    VHD_PARENT
+    VHD_DATA
+
+# A block's sector bitmap in memory. Bits only ever rise, each after its sector's data were written.
+cdef struct VhdBitmap:
+    uint64_t *words              # 64 sectors each, the first one in the highest bit
+    uint64_t place               # in the file
+    uint64_t[2] dirty            # bit n: its n-th sector of 512 bytes waits for a flush; under `meta`
+    bint listed
+    VhdBitmap *next              # in the list of dirty bitmaps
+
+# 4096 bytes of the table, in host order.
+cdef struct VhdPage:
+    uint32_t[VHD_PAGE_ENTRIES] entries   # sector of a block's bitmap; published with release
+    uint64_t number
+    uint32_t dirty               # bit n: its n-th sector of 512 bytes waits for a flush; under `meta`
+    bint listed
+    VhdPage *next                # in the list of dirty pages
+    VhdBitmap **bitmaps          # differencing: per entry, NULL until it is read; published with release
+
+# A block that is being allocated; lives on the stack of the thread that does it.
+cdef struct VhdBusy:
+    uint64_t block
+    VhdBusy *next
+
+# A place in the file that was taken for a block whose allocation failed.
+cdef struct VhdSpare:
+    uint64_t place
+    VhdSpare *next
+
+# Sectors as a flush found them dirty.
+cdef struct VhdFrozen:
+    uint64_t *places
+    uint8_t *data
+    uint64_t count
+
+# A run of the disk that lies in one piece.
+cdef struct VhdRun:
+    VhdKind kind
+    uint64_t length
+    uint64_t at                  # VHD_DATA: in the file
+
+# Locks: `load` and `space` are held over reads and writes of metadata, `meta` over none; they nest as
+# flush_lock > meta, space > load, space > meta.
+ctypedef struct VhdState:
+    Medium *medium               # of the ImageFile that the disk keeps
+    const DiskRef *parent        # NULL: none
+    uint64_t size
+    uint64_t block_size          # a power of two
+    uint64_t bitmap_bytes        # before each block's data
+    uint64_t slot                # bitmap and data
+    uint64_t blocks
+    uint64_t table_offset
+    bint differencing
+    bint read_only
+    uint64_t limit               # blocks that are found in the file end here at the latest
+    uint64_t[2 * VHD_USED] used  # begin and end of each range
+    int used_count
+    # The table. Pages are published with release.
+    Monitor load
+    VhdPage **pages
+    uint64_t page_count
+    uint32_t *claims             # first sectors of known blocks, hashed by the slot-sized cell that they begin in
+    uint64_t claim_size          # a power of two
+    uint64_t claim_count
+    VhdFault fault               # of `fault_entry`, when a page was found damaged
+    uint64_t fault_entry
+    # What waits for a flush, and who allocates.
+    Monitor meta
+    VhdPage *dirty_pages
+    VhdBitmap *dirty_bitmaps
+    VhdBusy *busy
+    uint64_t top                 # end of the highest structure or block
+    uint64_t allocated           # blocks
+    Monitor flush_lock
+    uint64_t flushes             # begun; written under flush_lock
+    # Space at the end of the file.
+    Monitor space
+    uint32_t begun               # the copies of the footer agree: changes may follow
+    bint scanned                 # top and allocated count all blocks
+    bint aligned                 # new blocks' data begin at multiples of 4096
+    uint64_t free                # where the next new block may begin
+    uint64_t fresh               # what lies from here on was added by this session and reads as zeros
+    uint64_t tail                # where the footer at the end begins
+    uint64_t end                 # of the file
+    bint tail_lost               # there is no footer at the end
+    bint head_differs            # the copy at the start is another
+    VhdSpare *spares
+    uint8_t[512] footer
+
+
+cdef class VhdDisk(Backend):
+    cdef VhdState state
+    cdef ImageFile file
+    cdef Backend parent
+    cdef object layout
+    cdef int load_table(self) except -1
