@@ -52,7 +52,7 @@ class ImageInfo:
     """What an image says of itself. Sizes are bytes.
 
     type: "fixed", "dynamic" or "differencing", None for raw. block_size: None where there are no blocks. parent: the
-    file that a differencing disk is based on, as it was found. notes: damage that could be worked around, also in parents.
+    file that a differencing disk is based on, as it was found. notes: damage that could be worked around, parents too.
     identity: what a child records of its parent (disk-formats.md 8, 15.2): in a VHDX it changes with the content
     (DataWriteGuid), in a VHD never (UniqueId).
     """

@@ -109,7 +109,7 @@ def test_vhdx_is_a_bytearray(
             assert readv(disk, offset, buffers) == (OK if inside else RANGE)
             assert not inside or b"".join(buffers) == model[offset : offset + sum(lengths)]
         covered = 0
-        for offset, length, place in disk.extents():
+        for offset, length, _, place in disk.extents():
             assert offset == covered
             covered += length
             stored = bytes(length)

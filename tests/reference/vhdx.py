@@ -3,6 +3,7 @@
 import struct
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 from uuid import UUID
 
 MIB = 1 << 20
@@ -24,6 +25,14 @@ DISK = UUID("f0e1d2c3-b4a5-9687-7869-5a4b3c2d1e0f")
 NO_LOG = UUID(int=0)
 LINKAGE = ("parent_linkage", "{01234567-89ab-cdef-0123-456789abcdef}")
 RELATIVE = ("relative_path", ".\\base.vhdx")
+PARENT_LOCATOR = UUID("A8D35F2D-B30B-454D-ABF7-D3D84834AB0C")
+# V5: parent_linkage is DATA_WRITE, relative_path .\\base.vhdx.
+LOCATOR = bytes.fromhex(
+    "b7ef4ab09ed1814ab78925b8e9445913000002002c000000480000001c004c0094000000ae0000001a0016007000610072006500"
+    "6e0074005f006c0069006e006b006100670065007b00300031003200330034003500360037002d0038003900610062002d006300"
+    "6400650066002d0030003100320033002d003400350036003700380039006100620063006400650066007d00720065006c006100"
+    "74006900760065005f0070006100740068002e005c0062006100730065002e007600680064007800"
+)
 
 
 def crc32c(data: bytes) -> int:
@@ -106,24 +115,46 @@ def bat_index(block: int, block_size: int, sector_size: int) -> int:
     return block + block // ratio(block_size, sector_size)
 
 
+def bitmap_index(chunk: int, block_size: int, sector_size: int) -> int:
+    return (chunk + 1) * ratio(block_size, sector_size) + chunk
+
+
+class Partial(NamedTuple):
+    """A block in state 7."""
+
+    data: bytes
+    sectors: frozenset[int]  # those of the block whose bits are set
+
+
 def build(
     path: Path,
     size: int,
-    content: dict[int, bytes | int],
+    content: dict[int, bytes | int | Partial],
     *,
     block_size: int = MIB,
     sector_size: int = 512,
     fixed: bool = False,
     reverse: bool = False,
+    has_parent: bool = False,
 ) -> None:
-    """Writes a VHDX. content: per block its bytes (state 6) or its whole BAT entry; other blocks are not present.
+    """Writes a VHDX. content: per block its bytes (state 6), bytes and sectors (7), or its whole BAT entry; other
+    blocks are not present.
 
-    Blocks lie in the file in the dictionary's order, or in the reverse of it.
+    Blocks lie in the file in the dictionary's order, or in the reverse of it; sector bitmaps come last.
     """
-    bat_length = -(-8 * (bat_index(-(-size // block_size), block_size, sector_size) + 1) // MIB) * MIB
+    chunk_ratio = ratio(block_size, sector_size)
+    blocks = -(-size // block_size)
+    entries = bat_index(blocks, block_size, sector_size) + 1
+    if has_parent:
+        entries = -(-blocks // chunk_ratio) * (chunk_ratio + 1)
+    bat_length = -(-8 * entries // MIB) * MIB
+    standard = standard_items(size, block_size, sector_size, flags=2 if has_parent else int(fixed))
+    if has_parent:
+        standard.append((PARENT_LOCATOR, 4, LOCATOR))
     metadata_at = BAT_AT + bat_length
     place = metadata_at + MIB
-    present = [block for block, value in content.items() if isinstance(value, bytes)]
+    present = [block for block, value in content.items() if not isinstance(value, int)]
+    bitmaps: dict[int, bytearray] = {}
     with path.open("wb") as file:
         file.write(b"vhdxfile" + "builder".encode("utf-16-le"))
         for sequence, at in enumerate(HEADERS, 1):
@@ -133,13 +164,26 @@ def build(
             file.seek(at)
             file.write(region_table((BAT, BAT_AT, bat_length, 1), (METADATA, metadata_at, MIB, 1)))
         file.seek(metadata_at)
-        file.write(metadata(standard_items(size, block_size, sector_size, flags=int(fixed))))
+        file.write(metadata(standard))
         for block in reversed(present) if reverse else present:
+            value = content[block]
+            data, state = (value.data, 7) if isinstance(value, Partial) else (value, 6)
+            if isinstance(value, Partial):
+                bits = bitmaps.setdefault(block // chunk_ratio, bytearray(MIB))
+                for sector in value.sectors:
+                    number = block % chunk_ratio * (block_size // sector_size) + sector
+                    bits[number >> 3] |= 1 << (number & 7)
             file.seek(place)
-            file.write(content[block])
+            file.write(data)
             file.seek(BAT_AT + 8 * bat_index(block, block_size, sector_size))
-            file.write(struct.pack("<Q", place | 6))
+            file.write(struct.pack("<Q", place | state))
             place += block_size
+        for chunk, bits in bitmaps.items():
+            file.seek(place)
+            file.write(bits)
+            file.seek(BAT_AT + 8 * bitmap_index(chunk, block_size, sector_size))
+            file.write(struct.pack("<Q", place | 6))
+            place += MIB
         for block, value in content.items():
             if isinstance(value, int):
                 file.seek(BAT_AT + 8 * bat_index(block, block_size, sector_size))

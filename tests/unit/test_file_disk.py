@@ -131,11 +131,15 @@ def test_trim_unless_allowed(tmp_path: Path) -> None:
 
 def test_extents_show_holes(tmp_path: Path) -> None:
     with make(tmp_path, base=4096, can_trim=True) as disk:
-        assert disk.extents() == [(0, SIZE, 4096)]
+        assert list(disk.extents()) == [(0, SIZE, "data", 4096)]
         disk.trim(8192, 16384)
-        assert disk.extents() == [(0, 8192, 4096), (8192, 16384, None), (24576, SIZE - 24576, 4096 + 24576)]
+        assert list(disk.extents()) == [
+            (0, 8192, "data", 4096),
+            (8192, 16384, "zero", None),
+            (24576, SIZE - 24576, "data", 4096 + 24576),
+        ]
         disk.trim(24576, SIZE - 24576)
-        assert sum(length for _, length, _ in disk.extents()) == SIZE
+        assert sum(length for _, length, _, _ in disk.extents()) == SIZE
 
 
 def test_failed_flush_is_for_ever(tmp_path: Path) -> None:

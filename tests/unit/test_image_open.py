@@ -266,6 +266,6 @@ def test_block_device(tmp_path: Path) -> None:
             assert disk.read(4096, 512) == b"d" * 512
             disk.trim(4096, 4096)
             assert disk.read(4096, 4096) == bytes(4096)
-            assert len(disk.extents()) == 1
+            assert len(list(disk.extents())) == 1
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)

@@ -9,7 +9,7 @@ import pytest
 
 from hvcore.disk.image import open_image
 from hvcore.disk.vector import flush, readv, trim, writev
-from hvcore.errors import ImageError
+from hvcore.errors import DiskError, ImageError
 from hvcore.vhd import Extent, info
 from hvcore.vhd import open as open_vhd
 from tests.reference import vhdx
@@ -29,6 +29,7 @@ from tests.reference.vhdx import (
     region_table,
     standard_items,
 )
+from tests.reference.vhdx_disk import open_disk
 
 OTHER = UUID("deadbeef-0000-4000-8000-000000000001")
 UNDEFINED, ZERO, UNMAPPED, FULL = 1, 2, 3, 6
@@ -312,10 +313,40 @@ def test_bitmap_entry_in_a_dynamic_disk(tmp_path: Path) -> None:
         open_image(path)
 
 
-def test_writing_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "d.vhdx"
-    build(path, MIB, {})
-    before = path.read_bytes()
-    with pytest.raises(ImageError, match=r"d\.vhdx: writing to a VHDX is not supported yet"):
-        open_image(path, mode="r+")
-    assert path.read_bytes() == before
+def test_table_of_the_largest_disk(tmp_path: Path) -> None:
+    """64 TiB in blocks of 1 MiB: 513 MiB of table, of which only what is used is read (6)."""
+    path = tmp_path / "huge.vhdx"
+    build(path, 3 * MIB, {})
+    bat_length = 513 * MIB
+    table = region_table((BAT, 16 * MIB, bat_length, 1), (METADATA, METADATA_AT, MIB, 1))
+    data_at = 16 * MIB + bat_length
+    faulty(table=table, items=items(size=64 << 40), size=data_at + MIB)(path)
+    with path.open("r+b") as file:
+        file.seek(16 * MIB + 8 * 67125246)  # of the last block
+        file.write(struct.pack("<Q", data_at | FULL))
+        file.seek(data_at)
+        file.write(pattern(9, MIB))
+    with open_image(path) as disk:
+        assert disk.read((64 << 40) - MIB, MIB) == pattern(9, MIB)
+        assert disk.read(1 << 40, 4096) == bytes(4096)
+        assert list(disk.extents()) == [
+            (0, (64 << 40) - MIB, "zero", None),
+            ((64 << 40) - MIB, MIB, "data", data_at),
+        ]
+
+
+def test_fault_of_a_large_table_is_met_when_it_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "bad.vhdx"
+    build(path, 64 << 30, {40000: 4})
+    with open_disk(path) as disk:
+        assert disk.damage is None
+        assert disk.read(0, MIB) == bytes(MIB)
+        for _ in range(2):
+            with pytest.raises(DiskError, match="the image's metadata is damaged"):
+                disk.read(40000 * MIB, 512)
+        assert disk.damage == "the block allocation table is damaged: entry 40009 has a state that does not exist"
+        assert disk.read(0, MIB) == bytes(MIB)
+    with open_disk(path, write=True) as disk:
+        with pytest.raises(DiskError, match="the image's metadata is damaged"):
+            disk.write(0, bytes(512))  # the whole table is judged before it is changed
+        assert disk.read(0, MIB) == bytes(MIB)

@@ -57,6 +57,28 @@ OPS.flush = file_flush
 OPS.trim = file_trim
 
 
+def pieces_of(ImageFile file, base, size):
+    """See FileDisk.extents."""
+    at = base
+    end = base + size
+    while at < end:
+        try:
+            data = min(os.lseek(file.fileno(), at, os.SEEK_DATA), end)
+            hole = min(os.lseek(file.fileno(), data, os.SEEK_HOLE), end) if data < end else end
+        except OSError as error:
+            if error.errno == errno.ENXIO:         # no data from here to the end
+                data = hole = end
+            elif error.errno == errno.EINVAL:      # the file system (or a device) knows no holes
+                data, hole = at, end
+            else:
+                raise
+        if data > at:
+            yield at - base, data - at, "zero", None
+        if hole > data:
+            yield data - base, hole - data, "data", data
+        at = hole
+
+
 @cython.final
 cdef class FileDisk(Backend):
     """`size` bytes of an open file, from byte `base` of the file on.
@@ -87,30 +109,11 @@ cdef class FileDisk(Backend):
         self.ref.ops = &OPS
 
     def extents(self):
-        """[(offset, length, offset in the file or None for a hole)], in order and without gaps."""
+        """(offset, length, state, offset in the file or None) of the pieces of the disk: in order, without gaps. state:
+        "data", or "zero" for a hole.
+        """
         self.check(0, 0)
-        cdef uint64_t start = self.state.base
-        cdef uint64_t end = start + self.state.size
-        fd = self.file.fileno()
-        result = []
-        at = start
-        while at < end:
-            try:
-                data = min(os.lseek(fd, at, os.SEEK_DATA), end)
-                hole = min(os.lseek(fd, data, os.SEEK_HOLE), end) if data < end else end
-            except OSError as error:
-                if error.errno == errno.ENXIO:     # no data from here to the end
-                    data = hole = end
-                elif error.errno == errno.EINVAL:  # the file system (or a device) knows no holes
-                    data, hole = at, end
-                else:
-                    raise
-            if data > at:
-                result.append((at - start, data - at, None))
-            if hole > data:
-                result.append((data - start, hole - data, data))
-            at = hole
-        return result
+        return pieces_of(self.file, self.state.base, self.state.size)
 
     def close(self):
         """Closes the file, which ends its locks. Idempotent; no call may be running. Does not flush."""

@@ -120,7 +120,7 @@ cdef class Backend:
             raise disk_error(status)
 
     def trim(self, uint64_t offset, uint64_t length):
-        """The range's content is no longer needed; it reads as zeros or as before."""
+        """The range reads as zeros afterwards; its space is given back where possible."""
         self.check(offset, length)
         cdef int status
         with nogil:

@@ -1,18 +1,55 @@
-from libc.stdint cimport uint8_t, uint64_t
+# A VHDX as a disk: requests, allocation, flushes and the clean close (disk-formats.md 6, 7, 10, 11, 13).
+#
+# Locks, in this order: `flushing` (headers, log, all flushes: one at a time), then `meta` (table, bitmaps, space, busy
+# list, size of the file). `meta` is never held over payload I/O or a flush. Requests for blocks that are there take
+# neither.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from hvcore.disk.medium cimport ImageFile, Medium
-from hvcore.disk.ops cimport Backend
+from hvcore.disk.ops cimport Backend, DiskRef
+from hvcore.disk.vhdx.log_writer cimport LogWriter
+from hvcore.disk.vhdx.space cimport Space
+from hvcore.disk.vhdx.table cimport Table
+from hvcore.linux.threads cimport Monitor
+
+# What somebody allocates at this moment, on that thread's stack.
+ctypedef struct Busy:
+    Busy *next
+    uint64_t what                # block, or BUSY_BITMAP and a chunk
 
 ctypedef struct VhdxState:
     Medium *medium               # of the ImageFile that the disk keeps
-    uint64_t *blocks             # per payload block: where it lies in the file, 0 for a block of zeros
-    uint64_t count               # payload blocks
-    uint64_t size                # of the disk
-    uint64_t block_size          # a power of two
+    const DiskRef *parent        # NULL: none, or not at hand
+    uint64_t size
+    uint64_t block_size
+    uint32_t block_shift
+    uint32_t sector_shift
+    bint read_only
+    bint differencing
+    bint fixed
+    bint regular                 # a file that can be cut
+    uint32_t begun               # the header says that this session writes (O1, O2)
+    uint64_t flushes             # begun; under `flushing`, read with acquire
+    uint64_t covered             # number of the last one that succeeded
+    uint64_t file_size           # bytes; changed under `meta` by release stores
+    uint64_t clean_from          # MiB: never used from here on, so it reads as zeros
+    uint64_t most                # MiB: the file needs no more, were all blocks present
+    int transparent              # 1: a block went to state 0; 2: and a flush is making that durable
+    Busy *busy
+    Table table
+    LogWriter log
+    Monitor meta
+    Monitor flushing
+    bint locks                   # both exist
+    Space space
 
 
 cdef class VhdxDisk(Backend):
     cdef VhdxState state
     cdef ImageFile file
-    cdef int load(self, uint64_t file_size, uint64_t offset, uint64_t entries, uint64_t ratio,
-                  list used) except -1
+    cdef Backend parent
+    cdef int judge(self) except -1
+    cdef int writable(self) except -1
+    cdef int begin_now(self, const uint8_t *data_write_guid) except -1
+    cdef int begin_silently(self) except -1
