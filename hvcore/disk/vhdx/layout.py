@@ -103,6 +103,11 @@ def bitmap_position(sector: int) -> tuple[int, int, int]:
     return sector >> 23, bit >> 3, bit & 7
 
 
+def bat_entry(state: int, offset: int) -> bytes:
+    """offset: in the file, a multiple of 1 MiB."""
+    return (offset | state).to_bytes(8, "little")
+
+
 def region_bytes(length: int) -> int:
     """The region that holds `length` bytes: whole MiB."""
     return -(-length // MIB) * MIB
@@ -223,18 +228,20 @@ def read_items(file: ImageFile, region: Region, file_size: int) -> list[Metadata
     return [read_content(file, region.offset, item) if item.known else item for item in table.items]
 
 
-def read_layout(file: ImageFile, file_size: int, header: Header | None = None) -> VhdxLayout:
+def read_layout(
+    file: ImageFile, file_size: int, header: Header | None = None, notes: tuple[str, ...] = ()
+) -> VhdxLayout:
     """Reads and judges all structures but the BAT's entries. ImageError: the fault.
 
-    header: the current one, whose log was replayed into the file or over it (hvcore.disk.vhdx.log); None: it is read
-    here, and a log that waits for its replay is refused.
+    header: the current one, whose log was replayed into the file or over it (hvcore.disk.vhdx.log.settle_log), and
+    notes of that; None: it is read here, and a log that waits for its replay is refused.
     """
     if header is None:
         header = read_header(file, file_size)
         if header.log_guid != NO_GUID:
             raise ImageDirty("the disk was not closed cleanly: it has a log to replay and needs repair")
     copies = [read(file, offset, REGION_TABLE_BYTES, file_size, "region tables") for offset in REGION_TABLES]
-    table, copy, notes = select_region_table(copies)
+    table, copy, damage = select_region_table(copies)
     refuse(judge_region_table(table, copy, file_size))
     log = ("the log", header.log_offset, header.log_length)
     refuse(judge_disjoint([log, *((region.name, region.offset, region.length) for region in table.regions)]))
@@ -269,5 +276,5 @@ def read_layout(file: ImageFile, file_size: int, header: Header | None = None) -
         regions=[(region.guid, region.offset, region.length, region.required) for region in table.regions],
         items=items,
         locator=locator,
-        notes=notes,
+        notes=(*notes, *damage),
     )
