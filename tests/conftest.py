@@ -159,3 +159,23 @@ def nothing_left(scratch: Path) -> Iterator[None]:
     assert not names, f"child processes left behind: {names}"
     assert grown <= 0, f"{grown} descriptors left open, among {opened}"
     assert not files, f"temporary files left behind: {files}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line of what the tests of power cuts and faults have looked at; with -v, one per scenario."""
+    reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
+    told = [(name, value, report) for report in reports for name, value in getattr(report, "user_properties", [])]
+    cuts = {value[0]: value[1:] for name, value, _ in told if name == "crash_points"}
+    faults = [value for name, value, _ in told if name == "faults"]
+    bad = sum(report.failed for report in reports if "test_crash_points" in report.nodeid)
+    if cuts:
+        states = sum(map(sum, cuts.values()))
+        end = "all opened, clean and complete" if not bad else f"{bad} FAILED"
+        terminalreporter.write_line(f"crash points: {states:,} states in {len(cuts)} scenarios, {end}")
+        if terminalreporter.verbosity > 0:
+            for scenario, (first, later) in cuts.items():
+                terminalreporter.write_line(f"  {scenario}: {first:,}, and {later:,} after its recoveries")
+    if faults:
+        runs = sum(runs for _, runs in faults)
+        scenarios = len({scenario for scenario, _ in faults})
+        terminalreporter.write_line(f"faults: {runs:,} runs of {scenarios} scenarios, nothing flushed was lost")
