@@ -25,9 +25,11 @@ from tests.reference.journal import (
     cuts,
     whole,
 )
-from tests.reference.scenarios import ALL
+from tests.reference.scenarios import ALL, differencing, growth, restart, trims
+from tests.reference.writer import WRONGS, Writer
 
 SECTORS = 200
+ONLY_REPLAY = replace(LIGHT, overlay=1 << 30)  # the reference's writer cannot read over an unreplayed log
 TABLE = struct.Struct(f"<{SECTORS}I")
 
 
@@ -135,6 +137,45 @@ def test_lost_flushes_are_caught(scenario: Scenario) -> None:
         records = [each if each.kind != FLUSHED else each._replace(kind=FLUSH) for each in recording.records]
         with pytest.raises(AssertionError, match="cut after"):
             explore(scenario, replace(recording, records=records), folder, Tally(), LIGHT)
+
+
+def written(scenario: Scenario, wrong: str) -> Scenario:
+    """The scenario with the reference's writer, which breaks a rule."""
+
+    def open_written(path: Path, mode: str) -> Writer:
+        base = path.parent / "base.vhdx"
+        return Writer(path, mode, wrong, Writer(base, "r") if base.exists() else None)
+
+    return replace(scenario, open=open_written)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "scenario"),
+    [
+        ("header first", trims()),
+        ("no data flush", trims()),
+        ("no data flush", differencing()),
+        ("applied before logged", differencing()),
+        ("tail too early", restart()),
+        ("head overwritten", growth()),
+        ("space reused at once", trims()),
+        ("replay forgets to flush", trims()),
+        ("stale space", growth()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_a_broken_rule_of_the_log_is_caught(wrong: str, scenario: Scenario) -> None:
+    assert wrong in WRONGS
+    with fast_folder() as folder:
+        broken = written(scenario, wrong)
+        with pytest.raises(AssertionError, match="cut after"):
+            explore(broken, record(broken, folder), folder, Tally(), ONLY_REPLAY)
+
+
+def test_every_rule_kept_passes() -> None:
+    with fast_folder() as folder:
+        sound = written(trims(), "")
+        explore(sound, record(sound, folder), folder, Tally(), ONLY_REPLAY)
 
 
 def test_a_tool_that_stops_half_way_is_caught() -> None:
