@@ -10,7 +10,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -269,10 +269,32 @@ def parsed(fd: int, names: list[str]) -> tuple[list[Record], list[int], list[str
     return records, positions, [Path(name).name for name in names]
 
 
+class Session(NamedTuple):
+    changes: list[Change]
+    disk: Disk | None  # still open
+    here: int  # the position of the step of this name
+
+    def wrong(self, content: bytes) -> str:
+        """What is wrong with what the open disk shows."""
+        oracle = Oracle(content, self.changes)
+        oracle.begun = len(self.changes)
+        oracle.fold(oracle.begun)
+        assert self.disk is not None
+        return oracle.judge(self.disk.read(0, self.disk.size))
+
+
+def doubt(changes: list[Change]) -> None:
+    """What was not flushed before the disk was given up may be lost, whatever its calls returned."""
+    for number in range(len(changes) - 1, -1, -1):
+        if changes[number].data is None and not changes[number].failed:
+            break
+        changes[number] = changes[number]._replace(failed=True)
+
+
 def perform(
     scenario: Scenario, folder: Path, position: Callable[[], int], *, tolerate: bool = False, base: int = 0
-) -> tuple[list[Change], Disk | None, int, int]:
-    """Does the steps. Returns what the guest did, the open disk, the position of `here`, and how many calls failed.
+) -> Session:
+    """Does the steps, and leaves the disk open.
 
     tolerate: calls may fail with DiskError or ImageError; the guest goes on, and opens the disk again if it has none.
     base: added to the numbers of the steps, so that their data differ from any before.
@@ -295,6 +317,8 @@ def perform(
             del closing
         if disk is None:
             try:
+                if failures:
+                    doubt(changes)
                 disk = scenario.open(path, "r+")
             except faults:
                 failures += 1
@@ -318,7 +342,7 @@ def perform(
             failed = True
             failures += 1
         changes.append(Change(begin, position(), sector, data, failed))
-    return changes, disk, here, failures
+    return Session(changes, disk, here)
 
 
 def record(scenario: Scenario, folder: Path) -> Recording:
@@ -330,9 +354,11 @@ def lived(scenario: Scenario, folder: Path, content: bytes, base: int = 0) -> Re
     """The scenario on the files that are there; content: of the disk."""
     start = taken(folder)
     with journal_file() as log, probing(Probe(log)) as probe:
-        changes, disk, here, _ = perform(scenario, folder, lambda: os.fstat(log).st_size, base=base)
-        if disk is not None:
-            disk.close()
+        changes, disk, here = session = perform(scenario, folder, lambda: os.fstat(log).st_size, base=base)
+        assert disk is not None
+        wrong = session.wrong(content)
+        assert not wrong, f"{scenario.name}: without any cut: {wrong}"
+        disk.close()
         records, positions, names = parsed(log, probe.names)
     complete(start, names, records, folder)
     return Recording(start, names, records, positions, lambda: Oracle(content, changes), positions.index(here))
@@ -525,25 +551,22 @@ def disturb(
     before = descriptors()
     with journal_file() as log, probing(Probe(log)) as probe:
         probe.fail(call, fault.error, fault.stays)
-        changes, disk, _, failures = perform(scenario, folder, lambda: os.fstat(log).st_size, tolerate=True)
+        session = perform(scenario, folder, lambda: os.fstat(log).st_size, tolerate=True)
+        changes, disk, _ = session
         try:
             if disk is not None:
-                now = Oracle(content, changes)
-                now.begun = len(changes)
-                now.fold(len(changes))
                 try:
-                    wrong = now.judge(disk.read(0, disk.size))
+                    wrong = session.wrong(content)
                 except DiskError:
                     wrong = ""
                 assert not wrong, f"before it was closed: {wrong}"
                 if close:
-                    try:
+                    with suppress(DiskError, ImageError):
                         disk.close()
-                    except (DiskError, ImageError):
-                        failures += 1
+            happened = probe.calls >= call
+            del session
             disk = None
             assert descriptors() == before + 1, "a descriptor is left"
-            happened = probe.calls >= call
             records, _, names = parsed(log, probe.names)
             judge = Oracle(content, changes)
             judge.advance(1 << 62)
@@ -567,11 +590,12 @@ def disturb(
 
 
 def calls(scenario: Scenario, folder: Path) -> int:
-    """How many calls of the medium the scenario makes."""
+    """How many calls of the medium the scenario makes, with a read of the whole disk and the close at its end."""
     with probing(Probe()) as probe:
-        _, disk, _, _ = perform(scenario, folder, lambda: 0)
-        if disk is not None:
-            disk.close()
+        _, disk, _ = perform(scenario, folder, lambda: 0)
+        assert disk is not None
+        disk.read(0, disk.size)
+        disk.close()
         return int(probe.calls)
 
 
