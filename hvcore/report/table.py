@@ -76,16 +76,18 @@ def title(path: str, ide_mode: str | None) -> str:
     return f"{path} ({ide_mode})" if ide_mode else path
 
 
-def _facts(rows: Iterable[tuple[str, str]]) -> Table:
+def fact_grid(rows: Iterable[tuple[str | Text, str | Text]]) -> Table:
+    """Names and what they stand for, aligned in two columns; nothing in them is markup."""
     facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column()
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
     for name, text in rows:
-        facts.add_row(name, Text(text))
+        label = name if isinstance(name, Text) else Text(name, style="dim")
+        facts.add_row(label, text if isinstance(text, Text) else Text(text))
     return facts
 
 
-def _plural(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -95,7 +97,7 @@ def _image_fact(image: Image) -> tuple[str, str]:
 
 
 def _machine_facts(machine: Machine) -> list[tuple[str, str]]:
-    online = _plural(machine.cpus_online, "CPU")
+    online = plural(machine.cpus_online, "CPU")
     cpus = f"{machine.cpu_model}; {len(machine.cpus)} of {online} ({cpu_list(machine.cpus)})"
     if machine.cpu_quota is not None:
         cpus += f", quota {machine.cpu_quota:g}"
@@ -154,7 +156,7 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     depth = max(run.queue_depth for run in comparison.runs)
     workload = f"{run.rw}, {format_size(run.block_size)}, queue depth {depth}, {run.seconds:.1f} s per path"
     facts = [("workload", workload), _image_fact(comparison.image), *_machine_facts(comparison.machine)]
-    return Group(_figures(comparison), _facts(facts))
+    return Group(_figures(comparison), fact_grid(facts))
 
 
 def _steps(path: PathExplanation) -> Table:
@@ -184,7 +186,7 @@ def explanation_table(explanation: Explanation) -> RenderableType:
         counts.add_row(name, *[count(getattr(path.per_request, key)) for path in paths])
     workload = f"single reads of {format_size(explanation.block_size)}, {explanation.requests:,} on each path, traced"
     facts = [("workload", workload), _image_fact(explanation.image), *_machine_facts(explanation.machine)]
-    return Group(*map(_steps, paths), counts, _facts(facts))
+    return Group(*map(_steps, paths), counts, fact_grid(facts))
 
 
 def checks_table(checks: Sequence[Check]) -> RenderableType:
@@ -198,14 +200,32 @@ def checks_table(checks: Sequence[Check]) -> RenderableType:
     return table
 
 
+def about(size: int) -> str:
+    """A byte count in at most four digits: exact where that is possible, else three significant digits."""
+    exact = format_size(size)
+    if size < 1024 or len(exact.split()[0]) <= 4:
+        return exact
+    value, unit = size / 1024, "KiB"
+    for larger in ("MiB", "GiB", "TiB"):
+        if value < 1000:
+            break
+        value, unit = value / 1024, larger
+    return f"{_digits(value)} {unit}"
+
+
+def exact_size(size: int) -> str:
+    """A byte count as people say it, and to the byte."""
+    return format_size(size) if size < 1024 else f"{about(size)}, {size:,} bytes"
+
+
 def _value(key: str, value: object) -> str:
     if value is None or value in ("", (), []):
         return NONE
     if isinstance(value, int) and key.endswith("size"):
-        return format_size(value) if value < 1024 else f"{format_size(value)}, {value:,} bytes"
-    return "; ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        return exact_size(value)
+    return "\n".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def facts_table(facts: Mapping[str, object]) -> RenderableType:
     """Keys and values of one thing, a line each; a whole number whose key ends in "size" is bytes."""
-    return _facts((key.replace("_", " "), _value(key, value)) for key, value in facts.items())
+    return fact_grid((key.replace("_", " "), _value(key, value)) for key, value in facts.items())

@@ -14,8 +14,8 @@ from tests.unit.fabricated import COMPARISON, EXPLANATION
 
 # The command line with its workers replaced: each word of FAKE is a statement's name in this table.
 PROGRAM = """
-import dataclasses, os, signal, sys, types
-import hvcore.cli, hvcore.vhd, hvcore.partition
+import os, signal, sys, types
+import hvcore.cli, hvcore.partition
 from hvcore.errors import DiskError, Error, ImageError
 from tests.unit.fabricated import COMPARISON, EXPLANATION
 
@@ -32,18 +32,6 @@ def explain(options, progress):
     print(options, file=sys.stderr)
     return EXPLANATION
 
-@dataclasses.dataclass
-class ImageInfo:
-    path: str
-    format: str
-    file_size: int
-    parent: str
-
-def create(path, size, format):
-    print("create", path, size, format, file=sys.stderr)
-    if size % 512:
-        raise ValueError("no multiple of 512")
-
 def module(name, **contents):
     sys.modules[name] = types.ModuleType(name)
     vars(sys.modules[name]).update(contents)
@@ -51,8 +39,6 @@ def module(name, **contents):
 module("hvcore.report.compare", compare=compare)
 module("hvcore.report.explain", explain=explain)
 module("hvcore.partition.daemon", serve=lambda path: print("serving", path))
-hvcore.vhd.info = lambda path, format: ImageInfo(path, format, 1 << 20, None)
-hvcore.vhd.create = create
 sys.exit(hvcore.cli.main())
 """
 
@@ -142,23 +128,6 @@ def test_explain_hands_over_what_was_asked():
 
 def test_serve_hands_over_the_socket():
     assert run("serve", "--socket", "/run/x").stdout == "serving /run/x\n"
-
-
-def test_vhd_info():
-    assert json.loads(run("vhd", "info", "a.vhd", "--format", "vhd", "--json").stdout) == {
-        **{"schema": "hvcore.vhd-info/1", "path": "a.vhd", "format": "vhd"},
-        **{"file_size": 1 << 20, "parent": None},
-    }
-    assert "file size  1 MiB, 1,048,576 bytes\nparent     –\n" in run("vhd", "info", "a.vhd").stdout
-
-
-def test_vhd_create():
-    result = run("vhd", "create", "a.img", "1G", "--format", "raw")
-    assert (result.returncode, result.stderr) == (0, "create a.img 1073741824 raw\n")
-    assert ["format", "raw"] in [line.split() for line in result.stdout.splitlines()]
-    refused = run("vhd", "create", "a.img", "1000")
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.endswith("hvcore: SIZE: no multiple of 512\n")
 
 
 def test_doctor_answers_here():

@@ -34,10 +34,6 @@ def signals():
         (["explain", "--format", "qcow2"], "--format"),
         (["serve"], "--socket"),
         (["vhd"], "command"),
-        (["vhd", "create", "x.vhd"], "size"),
-        (["vhd", "create", "x.vhd", "big"], "SIZE"),
-        (["vhd", "create", "x.vhd", "1M", "--format", "vhdx"], "--format"),
-        (["vhd", "info", "x.vhd", "--format", "qcow2"], "--format"),
         (["unknown"], "unknown"),
     ],
 )

@@ -1,38 +1,25 @@
-"""The command line. Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted by Ctrl-C."""
+"""The commands that measure and serve, and the entry point of them all."""
 
-import contextlib
-import dataclasses
-import os
 import signal
 import sys
-from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn, cast
+from typing import Annotated, NoReturn, cast
 
 import typer
 
 from hvcore import __version__
-from hvcore.errors import Error
+from hvcore.cli.common import FAILED, INTERRUPTED, USAGE, Format, Json, complain, emit, reported, show
+from hvcore.cli.vhd import commands as vhd_commands
 from hvcore.report.options import (
-    FORMATS,
     IDE_MODES,
     PATHS,
     SECTOR_SIZES,
     WORKLOADS,
     CompareOptions,
     ExplainOptions,
-    OptionError,
     paths_option,
     size_option,
 )
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-FAILED = 1
-USAGE = 2
-INTERRUPTED = 128 + signal.SIGINT
-CREATED_FORMATS = ("vhd", "raw")
 
 app = typer.Typer(
     name="hvcore",
@@ -42,56 +29,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Hyper-V's I/O architecture as Linux processes: one disk request, followed and measured on each path.",
 )
-vhd = typer.Typer(rich_markup_mode=None, help="Disk images: VHD, VHDX and raw files.")
-app.add_typer(vhd, name="vhd")
+app.add_typer(vhd_commands, name="vhd")
 
 Image = Annotated[str | None, typer.Argument(help="Disk image; without one a temporary image is made.")]
 Paths = Annotated[str, typer.Option(metavar="LIST", help=f"Comma-separated paths: {', '.join(PATHS)}.")]
 BlockSize = Annotated[str, typer.Option("--bs", metavar="SIZE", help="Bytes of one request: 512, 4k, 64K, 1M.")]
 IdeMode = Annotated[str, typer.Option(metavar="MODE", help=f"How the IDE emulator moves data: {', '.join(IDE_MODES)}.")]
-Format = Annotated[
-    str | None,
-    typer.Option(metavar="FORMAT", help=f"Format of the image where its content does not tell: {', '.join(FORMATS)}."),
-]
 ALL_PATHS = ",".join(PATHS)
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-
-
-def complain(message: object) -> None:
-    """One line on stderr."""
-    print(f"hvcore: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Turns what goes wrong in a command into one line and an exit code; a bug keeps its traceback."""
-    try:
-        yield
-    except OptionError as error:
-        complain(error)
-        raise typer.Exit(USAGE) from None
-    except (Error, OSError, ValueError) as error:
-        complain(str(error) or type(error).__name__)
-        raise typer.Exit(FAILED) from None
-
-
-def emit(text: str) -> None:
-    """Writes to stdout; a reader who closed the pipe early ends the command without a word."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # The interpreter flushes once more at exit; that must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
-        raise typer.Exit(FAILED) from None
-
-
-def show(renderable: "RenderableType") -> None:
-    from hvcore.report.table import console
-
-    screen = console()
-    with screen.capture() as captured:
-        screen.print(renderable)
-    emit("\n".join(line.rstrip() for line in captured.get().strip("\n").split("\n")))
 
 
 def _version(wanted: bool) -> None:
@@ -220,52 +164,6 @@ def doctor(json: Json = False) -> None:
             raise typer.Exit(FAILED)
 
 
-def _show_image(path: str, format: str | None, json: bool) -> None:
-    from hvcore import vhd as images
-
-    facts = dataclasses.asdict(images.info(path, format))
-    if json:
-        from hvcore.report.model import dump
-
-        emit(dump({"schema": "hvcore.vhd-info/1"} | facts))
-    else:
-        from hvcore.report.table import facts_table
-
-        show(facts_table(facts))
-
-
-@vhd.command("info")
-def vhd_info(
-    path: Annotated[str, typer.Argument(help="Disk image.")], format: Format = None, json: Json = False
-) -> None:
-    """Say what an image is: format, type, sizes."""
-    with reported():
-        if format is not None and format not in FORMATS:
-            raise OptionError("--format", f"{format!r} is not one of {', '.join(FORMATS)}")
-        _show_image(path, format, json)
-
-
-@vhd.command("create")
-def vhd_create(
-    path: Annotated[str, typer.Argument(help="File to make; it must not exist.")],
-    size: Annotated[str, typer.Argument(help="Size of the disk: 64M, 10G.")],
-    format: Annotated[str, typer.Option(metavar="FORMAT", help=f"{' or '.join(CREATED_FORMATS)}.")] = "vhd",
-    json: Json = False,
-) -> None:
-    """Make an image of zeros, fixed in size."""
-    with reported():
-        if format not in CREATED_FORMATS:
-            raise OptionError("--format", f"{format!r} is not one of {', '.join(CREATED_FORMATS)}")
-        size_bytes = size_option("SIZE", size)
-        from hvcore import vhd as images
-
-        try:
-            images.create(path, size_bytes, format=format)
-        except ValueError as error:
-            raise OptionError("SIZE", str(error)) from None
-        _show_image(path, format, json)
-
-
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     """SIGTERM ends the command as Ctrl-C does, so that everything it started is put away."""
     raise SystemExit(128 + number)
@@ -283,7 +181,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code: int | None = app(arguments or ["--help"], prog_name="hvcore", standalone_mode=False)
     except usage_error as error:
-        complain(f"{error.format_message()} (see hvcore --help)")  # type: ignore[attr-defined]
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "hvcore"
+        complain(f"{error.format_message()} (see {where} --help)")  # type: ignore[attr-defined]
         return USAGE
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
