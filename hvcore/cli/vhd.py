@@ -28,6 +28,9 @@ Type = Annotated[
 BlockSize = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Bytes that are allocated together: 1M to 256M; VHD from 4k.")
 ]
+NoPreallocate = Annotated[
+    bool, typer.Option("--no-preallocate", help="A fixed image takes its space when it is written, not now.")
+]
 NEW_FORMAT = (
     f"Format of the new image: {', '.join(FORMATS)}. By default what its name ends in says "
     f"({', '.join(EXTENSIONS)}), else vhdx."
@@ -70,7 +73,9 @@ def show_image(name: str, info: "ImageInfo", json: bool, **more: object) -> None
     """What an image is, as each command that makes or changes one says it."""
     from hvcore.report.images import image_facts, info_table
 
-    facts = image_facts(info) | more
+    facts = image_facts(info)
+    notes = facts.pop("notes")
+    facts |= more | {"notes": notes}
     if json:
         emit_json(f"hvcore.vhd-{name}/1", facts)
     else:
@@ -79,9 +84,10 @@ def show_image(name: str, info: "ImageInfo", json: bool, **more: object) -> None
 
 @commands.command("create")
 def create(
-    path: Annotated[str, typer.Argument(help="File to make; it must not exist.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="File to make; it must not exist.")],
     size: Annotated[
-        str | None, typer.Argument(help="Size of the disk: 64M, 10G. With --parent that of the parent unless given.")
+        str | None,
+        typer.Argument(metavar="SIZE", help="Size of the disk: 64M, 10G; with --parent by default the parent's."),
     ] = None,
     format: Annotated[str | None, typer.Option(metavar="FORMAT", help=NEW_FORMAT)] = None,
     type: Type = "dynamic",
@@ -93,12 +99,7 @@ def create(
         str | None,
         typer.Option(metavar="PATH", help="Make a differencing disk of the parent's format, based on this image."),
     ] = None,
-    preallocate: Annotated[
-        bool,
-        typer.Option(
-            "--preallocate/--no-preallocate", help="Whether a fixed image takes its space from the file system."
-        ),
-    ] = True,
+    no_preallocate: NoPreallocate = False,
     json: Json = False,
 ) -> None:
     """Make an image of zeros, or one that is based on another."""
@@ -113,10 +114,16 @@ def create(
             if size_bytes is None:
                 raise OptionError("SIZE", "how large the disk is must be said, unless --parent does")
             info = images.create(
-                path, size_bytes, asked or "vhdx", type, block_bytes, sector_bytes or 512, preallocate=preallocate
+                path,
+                size_bytes,
+                asked or "vhdx",
+                type,
+                block_bytes,
+                sector_bytes or 512,
+                preallocate=not no_preallocate,
             )
         else:
-            if type != "dynamic" or sector_bytes is not None or not preallocate:
+            if type != "dynamic" or sector_bytes is not None or no_preallocate:
                 option = "--type" if type != "dynamic" else "--sector-size" if sector_bytes else "--no-preallocate"
                 raise OptionError(option, "not with --parent: a child goes by its parent")
             info = make_child(parent, path, asked, size_bytes, block_bytes)
@@ -141,7 +148,7 @@ def make_child(parent: str, path: str, asked: str | None, size: int | None, bloc
 
 @commands.command("info")
 def info(path: Path_, format: Format = None, json: Json = False) -> None:
-    """Say what an image is: format, type, sizes, parent, what was found on opening it."""
+    """Say what an image is: format, type, sizes, parent, notes."""
     with failing():
         format_option("--format", format)
         from hvcore import vhd as images
@@ -154,9 +161,9 @@ def info(path: Path_, format: Format = None, json: Json = False) -> None:
 def check(
     path: Path_,
     format: Format = None,
-    chain: Annotated[
-        bool, typer.Option("--chain/--no-chain", help="Whether the parents are looked for and must be the ones meant.")
-    ] = True,
+    no_chain: Annotated[
+        bool, typer.Option("--no-chain", help="Do not look whether the parents are there and are the ones meant.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Look for damage; nothing is changed. Exit code 3: there is some."""
@@ -167,7 +174,7 @@ def check(
         from hvcore.report.progress import terminal_progress
 
         with terminal_progress() as progress:
-            result = images.check(path, format, chain=chain, progress=progress)
+            result = images.check(path, format, chain=not no_chain, progress=progress)
         if json:
             emit_json("hvcore.vhd-check/1", plain(result) | {"clean": result.clean})
         else:
@@ -193,7 +200,7 @@ def repair(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Mend what can be mended without loss, after a backup of what is overwritten. Exit code 1: damage remains."""
+    """Mend what can be mended without loss. What is overwritten is kept in a backup. Exit code 1: damage remains."""
     with failing():
         format_option("--format", format)
         from hvcore import vhd as images
@@ -213,20 +220,15 @@ def repair(
 
 @commands.command("convert")
 def convert(
-    source: Annotated[str, typer.Argument(help="Disk image; what its parents hold is copied too.")],
-    destination: Annotated[str, typer.Argument(help="File to make; it must not exist.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Disk image; what its parents hold is copied too.")],
+    destination: Annotated[str, typer.Argument(metavar="DESTINATION", help="File to make; it must not exist.")],
     to: Annotated[str | None, typer.Option(metavar="FORMAT", help=NEW_FORMAT)] = None,
     type: Type = "dynamic",
     block_size: BlockSize = None,
     sector_size: Annotated[
         int | None, typer.Option(metavar="BYTES", help="512 or 4096; by default that of the source.")
     ] = None,
-    preallocate: Annotated[
-        bool,
-        typer.Option(
-            "--preallocate/--no-preallocate", help="Whether a fixed image takes its space from the file system."
-        ),
-    ] = True,
+    no_preallocate: NoPreallocate = False,
     format: Format = None,
     json: Json = False,
 ) -> None:
@@ -248,7 +250,7 @@ def convert(
                 source_format=format,
                 block_size=block_bytes,
                 sector_size=sector_bytes,
-                preallocate=preallocate,
+                preallocate=not no_preallocate,
                 progress=progress,
             )
         show_image("convert", made, json)
@@ -257,7 +259,7 @@ def convert(
 @commands.command("resize")
 def resize(
     path: Path_,
-    size: Annotated[str, typer.Argument(help="New size of the disk: 20G, or how much larger: +1G.")],
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="New size of the disk: 20G, or how much larger: +1G.")],
     force: Annotated[bool, typer.Option("--force", help="Give up what the disk holds beyond a smaller size.")] = False,
     format: Format = None,
     json: Json = False,
@@ -320,9 +322,10 @@ def chain(path: Path_, format: Format = None, json: Json = False) -> None:
 
 @commands.command("merge")
 def merge(
-    path: Annotated[str, typer.Argument(help="Differencing disk; its file is deleted at the end.")], json: Json = False
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Differencing disk; its file is deleted at the end.")],
+    json: Json = False,
 ) -> None:
-    """Put what a differencing disk holds into its parent, and delete it."""
+    """Put a differencing disk into its parent, and delete it."""
     with failing():
         from hvcore import vhd as images
         from hvcore.report.progress import terminal_progress
@@ -334,14 +337,14 @@ def merge(
 
 @commands.command("rebase")
 def rebase(
-    path: Annotated[str, typer.Argument(help="Differencing disk.")],
-    parent: Annotated[str, typer.Argument(help="The image that it is to be based on.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Differencing disk.")],
+    parent: Annotated[str, typer.Argument(metavar="PARENT", help="The image that it is to be based on.")],
     unsafe: Annotated[
         bool, typer.Option("--unsafe", help="Only change the link: the disk reads as the new parent decides.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Base a differencing disk on another parent; what it reads as stays the same."""
+    """Base a differencing disk on another parent. It reads as before, unless --unsafe is given."""
     with failing():
         from hvcore import vhd as images
         from hvcore.report.progress import terminal_progress
@@ -375,8 +378,8 @@ def map_(
 
 @commands.command("compare")
 def compare(
-    first: Annotated[str, typer.Argument(help="Disk image.")],
-    second: Annotated[str, typer.Argument(help="Disk image, of any format.")],
+    first: Annotated[str, typer.Argument(metavar="FIRST", help="Disk image.")],
+    second: Annotated[str, typer.Argument(metavar="SECOND", help="Disk image, of any format.")],
     format: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="Format of FIRST where its content does not tell.")
     ] = None,
