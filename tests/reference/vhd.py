@@ -85,7 +85,9 @@ def bitmap(block_size: int, stored: set[int] | None = None) -> bytes:
 
 def pattern(block: int, length: int) -> bytes:
     """Bytes that differ in every sector and in every block."""
-    return b"".join(struct.pack("<IIQ", block, at, ~(block << 32 | at) % (1 << 64)) * 32 for at in range(0, length, 512))
+    return b"".join(
+        struct.pack("<IIQ", block, at, ~(block << 32 | at) % (1 << 64)) * 32 for at in range(0, length, 512)
+    )
 
 
 def build(

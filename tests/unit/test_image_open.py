@@ -123,8 +123,8 @@ def test_footer_of_511_bytes(tmp_path: Path) -> None:
     ("raw", "words"),
     [
         (footer()[:300] + b"\1" + footer()[301:], "footer is damaged: its checksum is wrong"),
-        (footer(t=(60, ">I", 3)), "a dynamic VHD: not supported yet"),
-        (footer(t=(60, ">I", 4)), "a differencing VHD: not supported yet"),
+        (footer(t=(60, ">I", 3)), "footer places the dynamic header at 18446744073709551615, where it cannot be"),
+        (footer(t=(60, ">I", 4), d=(16, ">Q", 512)), "the dynamic header is missing"),
         (footer(t=(60, ">I", 5)), "VHD type 5 is not supported"),
         (footer(t=(60, ">I", 0)), "VHD type 0 is not supported"),
         (footer(v=(12, ">I", 0x00020000)), "version 0x00020000 is not supported"),
@@ -154,8 +154,13 @@ def test_footer_alone(tmp_path: Path) -> None:
 
 def test_head_of_a_dynamic_vhd_whose_tail_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "bad.vhd"
-    path.write_bytes(footer(t=(60, ">I", 3)) + bytes(4096))
-    refused(path, "a dynamic VHD: not supported yet")
+    path.write_bytes(footer(t=(60, ">I", 3), d=(16, ">Q", 512)) + bytes(4096))
+    refused(path, "the dynamic header is missing")
+    path.write_bytes(footer(t=(60, ">I", 4), d=(16, ">Q", 512)) + bytes(4096))
+    refused(path, "a differencing VHD whose footer at the end is missing; .*hvcore vhd repair --trust-head")
+    # A fixed disk with a damaged footer: what its guest wrote into sector 0 decides nothing.
+    path.write_bytes(footer(t=(60, ">I", 3), d=(16, ">Q", 512)) + bytes(4096) + footer()[:511] + b"\1")
+    refused(path, "the VHD footer is damaged: its checksum is wrong")
 
 
 @pytest.mark.parametrize("length", [1, 8, 511, 512, 513, SIZE, SIZE + 510])

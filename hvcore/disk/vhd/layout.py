@@ -179,7 +179,9 @@ def read_vhd_layout(file: ImageFile, file_size: int, *, trust_head: bool = False
     at = footer.data_offset
     if at % 512 or at < FOOTER_BYTES or at > limit - HEADER_BYTES:
         raise ImageDamaged(
-            f"the VHD footer places the dynamic header at {at}", structure="VHD footer", offset=found.tail_offset
+            f"the VHD footer places the dynamic header at {at}, where it cannot be",
+            structure="VHD footer",
+            offset=found.tail_offset,
         )
     header = parse_header(file.read(at, HEADER_BYTES), at)
     block_size = header.block_size
