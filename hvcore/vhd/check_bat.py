@@ -183,7 +183,9 @@ class Judge:
             fits = last & ((left % MIB or MIB) <= table.file_size % MIB)
             inside &= fits | (places + needed < np.uint64(self.limit))
         found("end", DAMAGE, full & placed & ~inside, "{block} at MiB {mib} ends behind the end of the file")
-        short = full & placed & inside & last & (places + np.uint64(table.block_mib) > np.uint64(self.limit))
+        short = (
+            full & placed & inside & last & (places + np.uint64(table.block_mib) > np.uint64(table.file_size // MIB))
+        )
         found("short", NOTE, short, "{block}, the last one, is cut off by the end of the file, behind the disk's end")
         anchored = placed & ((states == UNDEFINED) | (states == UNMAPPED))
         # Full blocks past the end of the file are damage already; they own what there is of their place all the same.
