@@ -221,3 +221,13 @@ def vhd_tail(**fields: object) -> Mutation:
 
 
 REGIONS = ((BAT, BAT_AT, MIB, 1), (METADATA, METADATA_AT, MIB, 1))
+
+
+def vhdx_content(raw: bytes) -> bytes:
+    """The disk in a dynamic VHDX of dynamic_vhdx()'s layout whose log is empty."""
+    assert raw[HEADERS[0] + 48 : HEADERS[0] + 64] == raw[HEADERS[1] + 48 : HEADERS[1] + 64] == bytes(16)
+    disk = b""
+    for (value,) in struct.iter_unpack("<Q", raw[BAT_AT : BAT_AT + 8 * (SIZE // MIB)]):
+        place = value & ~0xFFFFF
+        disk += raw[place : place + MIB] if value & 7 == 6 else bytes(MIB)
+    return disk
