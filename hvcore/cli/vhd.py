@@ -179,7 +179,7 @@ def check(
             emit_json("hvcore.vhd-check/1", plain(result) | {"clean": result.clean})
         else:
             show(check_table(result))
-            emit(check_verdict(result))
+            emit("", check_verdict(result))
         if not result.clean:
             raise typer.Exit(DAMAGED)
 
@@ -213,7 +213,7 @@ def repair(
             emit_json("hvcore.vhd-repair/1", plain(result) | {"clean": not remains(result)})
         else:
             show(repair_table(result))
-            emit(repair_verdict(result))
+            emit("", repair_verdict(result))
         if remains(result):
             raise typer.Exit(FAILED)
 

@@ -61,8 +61,8 @@ def chain_table(images: Sequence["ImageInfo"]) -> RenderableType:
     table.add_column()
     for depth, image in enumerate(images):
         facts = [kind(image.format, image.type), about(image.size)]
-        if image.disk_id is not None:
-            facts.append(f"id {image.disk_id}")
+        if image.identity is not None:
+            facts.append(f"id {image.identity}")
         table.add_row(str(depth), Text(image.path, style="bold"))
         table.add_row("", Text("; ".join(facts)))
     return table
@@ -71,6 +71,7 @@ def chain_table(images: Sequence["ImageInfo"]) -> RenderableType:
 def finding_rows(findings: Iterable["Finding"]) -> Iterator[tuple[Text, Text]]:
     """Where each finding is, what it is, and what can be done about it."""
     for finding in findings:
+        yield Text(""), Text("")
         place = finding.structure if finding.offset is None else f"{finding.structure}, {byte(finding.offset)}"
         yield Text(finding.severity, style=MARKS[finding.severity]), Text(place, style="bold")
         yield Text(""), Text(finding.message)

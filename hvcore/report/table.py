@@ -215,7 +215,8 @@ def about(size: int) -> str:
 
 def exact_size(size: int) -> str:
     """A byte count as people say it, and to the byte."""
-    return format_size(size) if size < 1024 else f"{about(size)}, {size:,} bytes"
+    said = about(size)
+    return f"{size:,} bytes" if said.endswith("bytes") else f"{said}, {size:,} bytes"
 
 
 def _value(key: str, value: object) -> str:

@@ -19,7 +19,7 @@ from hvcore.vhd.repair import RepairResult
 
 MIB = 1 << 20
 ID = UUID("00112233-4455-6677-8899-aabbccddeeff")
-INFO = ImageInfo("a.vhdx", "vhdx", "dynamic", 64 * MIB, 4 * MIB, 512, 4096, block_size=2 * MIB, disk_id=ID)
+INFO = ImageInfo("a.vhdx", "vhdx", "dynamic", 64 * MIB, 4 * MIB, 512, 4096, block_size=2 * MIB, disk_id=ID, identity=ID)
 CHILD = replace(INFO, path="c.vhdx", type="differencing", parent="a.vhdx")
 CLEAN = CheckResult("a.vhdx", "vhdx", "dynamic", (), 32, 3, 0, 10 * MIB, "empty")
 HEADER = Finding("header 1", 65536, "its checksum is wrong", "damage", "written anew from header 2")
@@ -72,8 +72,8 @@ def run(capsys):
 
 
 def words(text):
-    """The words of each line."""
-    return [line.split() for line in text.splitlines()]
+    """The words of each line that has any."""
+    return [line.split() for line in text.splitlines() if line]
 
 
 # --- what is handed over -----------------------------------------------------------------------------------------
@@ -450,6 +450,7 @@ FACTS = {
     **{"path": "a.vhdx", "format": "vhdx", "type": "dynamic", "size": 64 * MIB, "file_size": 4 * MIB},
     **{"sector_size": 512, "physical_sector_size": 4096, "block_size": 2 * MIB, "disk_id": str(ID), "parent": None},
     "notes": [],
+    "identity": str(ID),
 }
 
 
