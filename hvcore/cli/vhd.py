@@ -191,6 +191,10 @@ def repair(
     backup: Annotated[
         str | None, typer.Option(metavar="PATH", help="Where to keep what is overwritten; by default beside the image.")
     ] = None,
+    restore: Annotated[
+        str | None,
+        typer.Option(metavar="BACKUP", help="Do not repair: put back what BACKUP kept, an earlier repair's."),
+    ] = None,
     trust_head: Annotated[
         bool,
         typer.Option(
@@ -203,6 +207,11 @@ def repair(
     """Mend what can be mended without loss. What is overwritten is kept in a backup. Exit code 1: damage remains."""
     with failing():
         format_option("--format", format)
+        if restore is not None:
+            if backup is not None or trust_head or format is not None:
+                raise OptionError("--restore", "goes without other options: nothing is repaired")
+            put_back(restore, path, json)
+            return
         from hvcore import vhd as images
         from hvcore.report.images import plain, remains, repair_table, repair_verdict
         from hvcore.report.progress import terminal_progress
@@ -216,6 +225,16 @@ def repair(
             emit("", repair_verdict(result))
         if remains(result):
             raise typer.Exit(FAILED)
+
+
+def put_back(backup: str, path: str, json: bool) -> None:
+    from hvcore.vhd.backup import restore
+
+    restore(backup, path)
+    if json:
+        emit_json("hvcore.vhd-repair/1", {"path": path, "restored": backup})
+    else:
+        emit(f"{path}: as it was when {backup} was made")
 
 
 @commands.command("convert")

@@ -190,6 +190,20 @@ def test_what_is_asked_is_handed_over(name, arguments, result, given, options, r
     assert (code, err, work.arguments, work.options) == (0, "", given, options)
 
 
+def test_repair_puts_a_backup_back(run, monkeypatch):
+    restore = Replaced(None)
+    monkeypatch.setattr("hvcore.vhd.backup.restore", restore)
+    assert run("repair", "a", "--restore", "b") == (0, "a: as it was when b was made\n", "")
+    assert restore.arguments == ("b", "a")
+
+
+def test_repair_puts_a_backup_back_as_json(run, monkeypatch):
+    monkeypatch.setattr("hvcore.vhd.backup.restore", Replaced(None))
+    assert as_json(run("repair", "a", "--restore", "b", "--json")) == (
+        *(0, {"schema": "hvcore.vhd-repair/1", "path": "a", "restored": "b"}),
+    )
+
+
 # --- bad usage and failures --------------------------------------------------------------------------------------
 
 
@@ -224,6 +238,8 @@ def test_what_is_asked_is_handed_over(name, arguments, result, given, options, r
         (["compare", "a", "b", "--second-format", "x"], "--second-format"),
         (["info", "a", "b"], "b"),
         (["check", "a", "--fix"], "--fix"),
+        (["repair", "a", "--restore", "b", "--backup", "c"], "--restore"),
+        (["repair", "a", "--restore", "b", "--trust-head"], "--restore"),
         (["mount", "a"], "mount"),
     ],
 )
