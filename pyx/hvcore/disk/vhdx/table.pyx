@@ -335,7 +335,7 @@ cdef int bits_load(Table *table, uint64_t sector, uint64_t count) noexcept nogil
     cdef uint64_t chunk = sector >> CHUNK_SECTOR_SHIFT
     cdef uint64_t first = (sector & ((1 << CHUNK_SECTOR_SHIFT) - 1)) // PAGE_SECTORS
     cdef uint64_t last = ((sector + count - 1) & ((1 << CHUNK_SECTOR_SHIFT) - 1)) // PAGE_SECTORS
-    cdef uint64_t page, entry = 0
+    cdef uint64_t page, block, entry = 0
     cdef uint64_t *words
     cdef Bitmap *bitmap = table.bitmaps[chunk]
     cdef int status
@@ -351,7 +351,8 @@ cdef int bits_load(Table *table, uint64_t sector, uint64_t count) noexcept nogil
         if status != DISK_OK:
             return status
         if entry & 7 != BLOCK_FULL:
-            return fault(table, TABLE_NO_BITMAP, bitmap_entry(table, chunk), bitmap_entry(table, chunk))
+            block = block_entry(table, sector >> (table.block_shift - table.sector_shift))
+            return fault(table, TABLE_NO_BITMAP, block, block)
         words = <uint64_t *> malloc(PAGE_BYTES)
         if words == NULL:
             return DISK_READ_ERROR
