@@ -21,7 +21,7 @@ SIZE = 1 << 20
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    create(tmp_path / "d.vhd", SIZE)
+    create(tmp_path / "d.vhd", SIZE, "vhd", "fixed")
     return tmp_path / "d.vhd"
 
 

@@ -125,7 +125,7 @@ def test_dynamic_vhd_by_qemu(tmp_path: Path, force_size: str) -> None:
 def test_our_fixed_vhd_in_qemu(tmp_path: Path, size: int) -> None:
     """The size is ours to the byte: QEMU does not cut it to the geometry (disk-formats.md 15.4)."""
     path = tmp_path / "h.vhd"
-    create(path, size, preallocate=False)
+    create(path, size, "vhd", "fixed", preallocate=False)
     with open_image(path, mode="r+") as disk:
         disk.write(size - 512, b"e" * 512)
         disk.write(0, b"s" * 512)

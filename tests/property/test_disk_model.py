@@ -35,7 +35,7 @@ def opened(kind: str, folder: Path) -> Iterator[Any]:
         return
     path = folder / kind
     path.unlink(missing_ok=True)
-    create(path, SIZE, kind)
+    create(path, SIZE, kind, "fixed")
     with open_image(path, mode="r+", format=kind) as disk:
         yield disk
     with open_image(path, format=kind) as disk:

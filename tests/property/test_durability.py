@@ -65,7 +65,7 @@ def test_flushed_writes_survive_a_cut_anywhere(
 ) -> None:
     path = tmp_path / "disk"
     path.unlink(missing_ok=True)
-    create(path, SIZE, format)
+    create(path, SIZE, format, "fixed")
     start = path.read_bytes()
     recorded, history = perform(path, format, steps)
     records = journal.parse(recorded)

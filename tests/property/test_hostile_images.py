@@ -170,7 +170,7 @@ def test_vhdx_truncated_anywhere(image: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("flip", [0x01, 0x80])
 def test_flipped_byte_in_a_footer(tmp_path: Path, flip: int) -> None:
     path = tmp_path / "d.vhd"
-    create(path, 4096)
+    create(path, 4096, "vhd", "fixed")
     raw = path.read_bytes()
     for at in range(4096, 4096 + 512):
         path.write_bytes(raw[:at] + bytes([raw[at] ^ flip]) + raw[at + 1 :])
@@ -180,7 +180,7 @@ def test_flipped_byte_in_a_footer(tmp_path: Path, flip: int) -> None:
 
 def test_vhd_truncated_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "d.vhd"
-    create(path, 4096)
+    create(path, 4096, "vhd", "fixed")
     raw = path.read_bytes()
     # The last byte is unused: without it the footer is one of 511 bytes, and the same disk.
     for size in [*range(0, 4096, 64), *range(4090, len(raw) - 1)]:

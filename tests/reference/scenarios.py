@@ -24,7 +24,7 @@ def flat(format: str) -> Scenario:
 
     def build(folder: Path) -> bytes:
         path = folder / "disk"
-        create(path, sectors * 512, format)
+        create(path, sectors * 512, format, "fixed")
         content = fresh(0, 0, sectors // 2) + bytes(sectors // 2 * 512)
         with path.open("r+b") as file:
             file.write(content)

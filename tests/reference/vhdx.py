@@ -25,14 +25,6 @@ DISK = UUID("f0e1d2c3-b4a5-9687-7869-5a4b3c2d1e0f")
 NO_LOG = UUID(int=0)
 LINKAGE = ("parent_linkage", "{01234567-89ab-cdef-0123-456789abcdef}")
 RELATIVE = ("relative_path", ".\\base.vhdx")
-PARENT_LOCATOR = UUID("A8D35F2D-B30B-454D-ABF7-D3D84834AB0C")
-# V5: parent_linkage is DATA_WRITE, relative_path .\\base.vhdx.
-LOCATOR = bytes.fromhex(
-    "b7ef4ab09ed1814ab78925b8e9445913000002002c000000480000001c004c0094000000ae0000001a0016007000610072006500"
-    "6e0074005f006c0069006e006b006100670065007b00300031003200330034003500360037002d0038003900610062002d006300"
-    "6400650066002d0030003100320033002d003400350036003700380039006100620063006400650066007d00720065006c006100"
-    "74006900760065005f0070006100740068002e005c0062006100730065002e007600680064007800"
-)
 
 
 def crc32c(data: bytes) -> int:
@@ -150,7 +142,7 @@ def build(
     bat_length = -(-8 * entries // MIB) * MIB
     standard = standard_items(size, block_size, sector_size, flags=2 if has_parent else int(fixed))
     if has_parent:
-        standard.append((PARENT_LOCATOR, 4, LOCATOR))
+        standard.append((LOCATOR, 4, locator(LINKAGE, RELATIVE)))
     metadata_at = BAT_AT + bat_length
     place = metadata_at + MIB
     present = [block for block, value in content.items() if not isinstance(value, int)]

@@ -10,6 +10,7 @@ import struct
 import pytest
 
 from hvcore.disk.file import FileDisk
+from hvcore.disk.medium import ImageFile
 from hvcore.disk.ram import RamDisk
 from hvcore.dispatch.host import HANDOVER_SIZE
 from hvcore.memory.region import Region
@@ -449,7 +450,7 @@ def test_a_failed_access_stays_one(guest, tmp_path, result):
     """The storage stack's status stands, whatever the worker says; this file ends before its disk does."""
     path = tmp_path / "short"
     path.write_bytes(bytes(PAGE))
-    with FileDisk(os.open(path, os.O_RDONLY | os.O_CLOEXEC), DISK_BYTES) as short:
+    with FileDisk(ImageFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC)), DISK_BYTES) as short:
         channel, _ = two_disks(guest, short)
         worker = Worker(guest)
         ask_read(channel)

@@ -113,6 +113,6 @@ ctypedef struct VhdState:
 cdef class VhdDisk(Backend):
     cdef VhdState state
     cdef ImageFile file
-    cdef Backend parent
+    cdef readonly Backend parent
     cdef object layout
     cdef int load_table(self) except -1

@@ -1,6 +1,6 @@
 """Free space of a VHDX file and the way of freed blocks to it (disk-formats.md 11, rules 7 and 13); see the .pxd."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from hvcore.linux.atomics cimport exchange64, fence_full, load_relaxed32
