@@ -324,7 +324,7 @@ def find_parent(child: str, link: Link, search: Search, *, first: bool) -> tuple
     """Opens the first file that may be the parent and can be opened; nothing of it is judged yet."""
     tried = []
     named = [(search.parent, "")] if first and search.parent is not None else candidates(child, link)
-    for path, why in named:
+    for path, why in dict.fromkeys(named):
         if not why:
             try:
                 return path, open_file(path, False)
