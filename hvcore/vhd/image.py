@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
-from hvcore.disk.image import ImageInfo, open_described
+from hvcore.disk.image import ImageInfo, describe_chain, open_described
 from hvcore.disk.ops import Backend
 from hvcore.vhd.extents import Extent, resolved
 
@@ -109,7 +109,4 @@ def info(path: str | os.PathLike[str], format: str | None = None) -> ImageInfo:
 
 def chain(path: str | os.PathLike[str], format: str | None = None) -> list[ImageInfo]:
     """The image and all it is based on, child first. ImageError as open()."""
-    found = [info(path, format)]
-    while found[-1].parent is not None:
-        found.append(info(found[-1].parent, found[-1].format))
-    return found
+    return describe_chain(path, format)

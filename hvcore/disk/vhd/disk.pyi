@@ -11,6 +11,7 @@ from hvcore.disk.vhd.layout import VhdLayout
 
 @final
 class VhdDisk(Backend):
+    parent: Backend | None
     def __new__(
         cls, file: ImageFile, layout: VhdLayout, *, write: bool = False, parent: Backend | None = None
     ) -> Self: ...

@@ -113,6 +113,6 @@ ctypedef struct VhdState:
 cdef class VhdDisk(Backend):
     cdef VhdState state
     cdef ImageFile file
-    cdef readonly Backend parent
+    cdef readonly Backend parent  # None: there is none, or it is not at hand
     cdef object layout
     cdef int load_table(self) except -1

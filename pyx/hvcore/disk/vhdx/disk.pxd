@@ -48,7 +48,7 @@ ctypedef struct VhdxState:
 cdef class VhdxDisk(Backend):
     cdef VhdxState state
     cdef ImageFile file
-    cdef readonly Backend parent
+    cdef readonly Backend parent  # None: there is none, or it is not at hand
     cdef int judge(self) except -1
     cdef int writable(self) except -1
     cdef int begin_now(self, const uint8_t *data_write_guid) except -1
