@@ -109,7 +109,8 @@ def test_flipped_byte_with_a_right_checksum(image: Path, tables: tuple[int, int]
             found = outcome(image)
             assert found in (None, CONTENT)
             refused += found is None
-    assert refused > 20
+    # A LogGuid whose log is empty is no reason to refuse reading.
+    assert refused > (12 if tables is HEADERS else 20)
 
 
 NUMBERS = st.integers(0, (1 << 64) - 1) | st.sampled_from(

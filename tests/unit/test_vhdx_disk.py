@@ -209,6 +209,10 @@ FAULTS = {
     "both headers": (faulty(at=(HEADERS[0], bytes(65536 + 8))), "both headers are damaged"),
     "equal numbers": (faulty(at=(HEADERS[0], header(2, log_length=2 * MIB))), "same sequence number but differ"),
     "header version": (faulty(head=header(3, version=2)), "header version 2 is not supported"),
+    "log version": (
+        faulty(head=header(3, log_guid=vhdx.LOG, log_version=1)),
+        "has a log to replay, but log version 1 is not supported",
+    ),
     "log length": (faulty(head=header(3, log_length=4096)), "the log length 4096 is not"),
     "log length 0": (faulty(head=header(3, log_length=0)), "the log length 0 is not"),
     "log offset": (faulty(head=header(3, log_offset=512 << 10)), "the log offset 524288 is not"),

@@ -77,7 +77,7 @@ def build_vhdx(
     log_length: int = MIB,
     preallocate: bool = True,
 ) -> None:
-    """Fills an empty file with a VHDX of zeros, or of its parent's content, durably; its name is the caller's to make so.
+    """Fills an empty file with a VHDX of zeros, or of its parent's content; durably, but for the file's name.
 
     size: bytes, a multiple of sector_size up to 64 TiB. block_size: a power of two from 1 to 256 MiB, None: by size.
     disk_id: None for a new one; a differencing disk has its parent's. locator: of a differencing disk, and only of
@@ -131,14 +131,10 @@ def build_vhdx(
             at += len(piece)
     file.write(0, build_identifier(CREATOR))
     file.flush()
-    # The headers last: a file that has one is complete. One at a time, so that a cut leaves at least nothing half.
+    # The headers last: a file that has one is complete. One at a time, so that never both are half written.
+    file_write_guid, data_write_guid = uuid.uuid4(), uuid.uuid4()
     for copy, offset in enumerate(HEADERS):
-        if copy == 0:
-            header = Header(1, uuid.uuid4(), uuid.uuid4(), NO_GUID, 0, 1, LOG_OFFSET, log_length, copy)
-        else:
-            header = Header(
-                2, header.file_write_guid, header.data_write_guid, NO_GUID, 0, 1, LOG_OFFSET, log_length, copy
-            )
+        header = Header(copy + 1, file_write_guid, data_write_guid, NO_GUID, 0, 1, LOG_OFFSET, log_length, copy)
         file.write(offset, build_header(header))
         file.flush()
 
