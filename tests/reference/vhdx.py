@@ -183,6 +183,45 @@ def build(
         file.truncate(place)
 
 
+def log_entry(
+    sequence: int,
+    changes: list[tuple[int, bytes | int]],
+    *,
+    tail: int = 0,
+    log_guid: UUID = LOG,
+    flushed: int = PAYLOAD_AT,
+    last: int = PAYLOAD_AT,
+    count: int | None = None,
+    length: int | None = None,
+) -> bytes:
+    """A log entry (disk-formats.md 9.1); changes: (offset, page of 4096 bytes or number of zeros)."""
+    descriptors, sectors = b"", b""
+    for offset, change in changes:
+        if isinstance(change, int):
+            descriptors += struct.pack("<4s4xQQQ", b"zero", change, offset, sequence)
+        else:
+            descriptors += b"desc" + change[-4:] + change[:8] + struct.pack("<QQ", offset, sequence)
+            sectors += b"data" + struct.pack("<I", sequence >> 32) + change[8:-4]
+            sectors += struct.pack("<I", sequence & 0xFFFFFFFF)
+    area = -(-(64 + len(descriptors)) // 4096) * 4096
+    head = struct.pack("<4sIII", b"loge", 0, area + len(sectors) if length is None else length, tail)
+    head += struct.pack("<QII", sequence, len(changes) if count is None else count, 0) + log_guid.bytes_le
+    return sealed((head + struct.pack("<QQ", flushed, last) + descriptors).ljust(area, b"\0") + sectors)
+
+
+def write_log(path: Path, entries: list[tuple[int, bytes]], *, log_guid: UUID = LOG, version: int = 0) -> None:
+    """Puts entries into the log at these offsets of its ring, over its end too, and names the log in both headers."""
+    with path.open("r+b") as file:
+        for position, raw in entries:
+            first = raw[: MIB - position]
+            for at, part in ((MIB + position, first), (MIB, raw[len(first) :])):
+                file.seek(at)
+                file.write(part)
+        for sequence, at in enumerate(HEADERS, 3):
+            file.seek(at)
+            file.write(header(sequence, log_guid=log_guid, log_version=version))
+
+
 def pattern(block: int, length: int) -> bytes:
     """Bytes that differ in every sector and in every block."""
     return b"".join(

@@ -185,11 +185,11 @@ def fixed_bat(payload: int, blocks: int, block_size: int, ratio: int) -> Iterato
     """The table of a disk whose blocks lie one behind the other from `payload` on, in pieces of about 1 MiB."""
     at_once = max(ratio, BAT_AT_ONCE // ratio * ratio)  # whole chunks
     for first in range(0, blocks, at_once):
-        piece = b""
+        piece = bytearray()
         for block in range(first, min(first + at_once, blocks), ratio):
             count = min(ratio, blocks - block)
             start = (payload + block * block_size) | FULLY_PRESENT
             piece += struct.pack(f"<{count}Q", *range(start, start + count * block_size, block_size))
             if block + count < blocks:
                 piece += bytes(8)  # the sector bitmap that a fixed disk never has
-        yield piece
+        yield bytes(piece)

@@ -62,7 +62,7 @@ def build_entry(
     last_file_offset: int,
 ) -> bytes:
     """An entry that makes these changes; pages have 4096 bytes, zeros a multiple of it (else ValueError)."""
-    descriptors, data = b"", b""
+    descriptors, data = bytearray(), bytearray()
     for offset, content in pieces:
         if offset % PAGE or (content % PAGE or not content if isinstance(content, int) else len(content) != PAGE):
             raise ValueError(f"a log entry changes whole pages of {PAGE} bytes, also at {offset}")
@@ -85,7 +85,7 @@ def build_entry(
         flushed_file_offset,
         last_file_offset,
     )
-    return sealed((head + descriptors).ljust(area, b"\0") + data)
+    return sealed((head + bytes(descriptors)).ljust(area, b"\0") + bytes(data))
 
 
 def parse_entry(raw: bytes, header: Header) -> LogEntry | None:
