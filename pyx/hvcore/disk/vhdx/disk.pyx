@@ -29,7 +29,8 @@ from hvcore.disk.vhdx.table cimport (BLOCK_FULL, BLOCK_NOT_PRESENT, BLOCK_PARTIA
                                      table_get, table_look, table_own, table_reserve, table_scan, table_set)
 from hvcore.linux.atomics cimport load_acquire32, load_acquire64, load_relaxed32, store_release32, store_release64
 from hvcore.linux.syscalls cimport iovec
-from hvcore.linux.threads cimport monitor_destroy, monitor_init, monitor_lock, monitor_unlock, monitor_wait, monitor_wake
+from hvcore.linux.threads cimport (monitor_destroy, monitor_init, monitor_lock, monitor_unlock, monitor_wait,
+                                   monitor_wake)
 
 from hvcore.errors import ImageDamaged, ImageError
 
@@ -932,10 +933,10 @@ def pieces_of(VhdxDisk disk):
 cdef class VhdxDisk(Backend):
     """The disk in a VHDX file, laid out as `layout` says (hvcore.disk.vhdx.layout.VhdxLayout).
 
-    Owns the file and the parent and closes both. write: the file is open for writing; it is not touched before the first
-    write, trim or begin(). parent: of a differencing disk; None: it is not at hand, and what is the parent's cannot be
-    read. A small block allocation table is judged at once (ImageDamaged, without the file's name), a large one page by
-    page when it is needed, and all of it before the first change of metadata: `damage` says what was found.
+    Owns the file and the parent and closes both. write: the file is open for writing; it is not touched before the
+    first write, trim or begin(). parent: of a differencing disk; None: it is not at hand, and what is the parent's
+    cannot be read. A small block allocation table is judged at once (ImageDamaged, without the file's name), a large
+    one page by page when it is needed, and all of it before the first change of metadata: `damage` says what was found.
 
     Writes and trims are in whole sectors. All calls may run concurrently, except close(), and except commit(), drop(),
     allocate() and relocate(): while one of those runs nothing but reads and extents() may.

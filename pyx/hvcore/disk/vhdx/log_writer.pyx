@@ -5,7 +5,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from hvcore.disk.crc cimport crc32c_update
-from hvcore.disk.medium cimport Medium, medium_flush, medium_poison, medium_write_bytes
+from hvcore.disk.medium cimport medium_flush, medium_poison, medium_write_bytes
 from hvcore.disk.ops cimport DISK_OK, DISK_WRITE_ERROR
 from hvcore.linux.atomics cimport load_acquire64
 

@@ -1,15 +1,15 @@
 # Which MiB of a VHDX file are taken, and when space that was given up may be taken again.
 #
-# SPACE is one bit per MiB of the file, in pages that exist where something is claimed. It finds overlaps while the table
-# is read and free space once all of it is. Its owner's lock guards it.
+# SPACE is one bit per MiB of the file, in pages that exist where something is claimed. It finds overlaps while the
+# table is read and free space once all of it is. Its owner's lock guards it.
 #
 # EPOCH answers whether any request may still use a block that the table no longer names (disk-formats.md 11, rule 13).
-# Requests take no lock, so a read may have looked up a block, and be on its way to the disk, while the block is trimmed,
-# its trim made durable, and its space wanted by another block. Each request is therefore counted, from before its first
-# lookup to after its last I/O, in one of two counters; the parity of `word` says which. To be sure that all requests
-# that might know an old place are gone, the parity is flipped after the place was taken out of the table: later
-# requests count elsewhere, and once the older counter is 0 nobody is left who looked before the flip. Nobody ever waits
-# for that: space whose time has not come stays in its list.
+# Requests take no lock, so a read may have looked up a block, and be on its way to the disk, while the block is
+# trimmed, its trim made durable, and its space wanted by another block. Each request is therefore counted, from before
+# its first lookup to after its last I/O, in one of two counters; the parity of `word` says which. To be sure that all
+# requests that might know an old place are gone, the parity is flipped after the place was taken out of the table:
+# later requests count elsewhere, and once the older counter is 0 nobody is left who looked before the flip. Nobody ever
+# waits for that: space whose time has not come stays in its list.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -75,8 +75,8 @@ cdef int space_reserve(Space *space, uint64_t start, uint64_t width) noexcept no
 cdef uint64_t space_taken(const Space *space, uint64_t start, uint64_t width) noexcept nogil
 cdef void space_claim(Space *space, uint64_t start, uint64_t width) noexcept nogil
 cdef void space_release(Space *space, uint64_t start, uint64_t width) noexcept nogil
-# The lowest free range from `start` on; SPACE_LIMIT: none. From 0 on, `width` is always 1 or always that of a block: the
-# search then begins where the last one of its kind ended.
+# The lowest free range from `start` on; SPACE_LIMIT: none. From 0 on, `width` is always 1 or always that of a block:
+# the search then begins where the last one of its kind ended.
 cdef uint64_t space_find(Space *space, uint64_t start, uint64_t width) noexcept nogil
 # End of the last claimed MiB.
 cdef uint64_t space_top(const Space *space) noexcept nogil

@@ -1,5 +1,5 @@
-# The block allocation table of a VHDX and its sector bitmaps, in memory: pages of 4 KiB, read when first needed, judged,
-# and kept (disk-formats.md 6, 7).
+# The block allocation table of a VHDX and its sector bitmaps, in memory: pages of 4 KiB, read when first needed,
+# judged, and kept (disk-formats.md 6, 7).
 #
 # Any thread may look entries up without a lock. A page's pointer is published with release once the page is judged, and
 # every change of an entry is a release store: who loads one with acquire sees the block's bits and bytes as they were
@@ -120,7 +120,8 @@ cdef int table_own(Table *table, uint64_t index) noexcept nogil
 # Stores an entry of an owned page; one dirty page must be reserved.
 cdef void table_set(Table *table, uint64_t index, uint64_t entry) noexcept nogil
 # Copies and forgets the dirty pages. Those of bitmaps come first, those of the table follow from the last on: then an
-# entry of the log may end anywhere among them, and no block is partial before its bitmap and its bits are there (rule 9).
+# entry of the log may end anywhere among them, and no block is partial before its bitmap and its bits are there (rule
+# 9).
 # room: pages that the caller adds.
 cdef int table_freeze(Table *table, Frozen *frozen, uint64_t room) noexcept nogil
 cdef void frozen_free(Frozen *frozen) noexcept nogil
