@@ -21,6 +21,7 @@ MODULES = {
         "vhdx.table",
         "vhdx.log_writer",
         "vhdx.disk",
+        "vhd.table",
         "vhd.disk",
         "ram",
         "null",

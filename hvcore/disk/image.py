@@ -408,7 +408,7 @@ def judge_vhd(file: ImageFile, file_size: int, write: bool) -> Judged:
         size, disk_id = found.footer.size, found.footer.disk_id
         info = ImageInfo("", "vhd", "fixed", size, file_size, 512, 512, disk_id=disk_id, identity=disk_id)
         return Judged(file, info, None, None, write)
-    layout = read_vhd_layout(file, file_size)
+    layout = read_vhd_layout(file, file_size, footers=found)
     info = ImageInfo(
         "",
         "vhd",

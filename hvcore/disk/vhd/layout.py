@@ -81,6 +81,18 @@ class VhdLayout:
     file_size: int
     tail_offset: int
 
+    @property
+    def differencing(self) -> bool:
+        return self.disk_type == DIFFERENCING
+
+    @property
+    def tail_lost(self) -> bool:
+        return self.footer_state == HEAD_ONLY
+
+    @property
+    def head_differs(self) -> bool:
+        return self.footer_state == DIFFERS
+
 
 def bitmap_bytes(block_size: int) -> int:
     """One bit per sector of 512 bytes, in whole sectors (disk-formats.md 15.3)."""
@@ -166,12 +178,15 @@ def judge_copy(file: ImageFile, file_size: int, footer: Footer, offset: int) -> 
 FIELDS = {"disk_type": "types", "disk_id": "ids", "data_offset": "data offsets"}
 
 
-def read_vhd_layout(file: ImageFile, file_size: int, *, trust_head: bool = False) -> VhdLayout:
+def read_vhd_layout(
+    file: ImageFile, file_size: int, *, trust_head: bool = False, footers: Footers | None = None
+) -> VhdLayout:
     """Reads and judges all structures of a dynamic or differencing disk but the table's entries. ImageError: the fault.
 
     trust_head: open a differencing disk whose footer at the end is lost by the copy at the start (ImageDirty without).
+    footers: what read_footers() gave, if it was asked before.
     """
-    found = read_footers(file, file_size, trust_head=trust_head)
+    found = footers or read_footers(file, file_size, trust_head=trust_head)
     footer = found.footer
     if footer.disk_type not in TYPES:
         raise ImageError("a fixed VHD has no block allocation table")

@@ -5,39 +5,13 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from hvcore.disk.medium cimport ImageFile, Medium
 from hvcore.disk.ops cimport Backend, DiskRef
+from hvcore.disk.vhd.table cimport VhdBitmap, VhdPage, VhdTable
 from hvcore.linux.threads cimport Monitor
-
-cdef enum:
-    VHD_PAGE_ENTRIES = 1024      # of the table, read and kept together: 4096 bytes
-    VHD_USED = 16                # most ranges that headers, table and locators take
-
-cdef enum VhdFault:              # what is wrong with an entry of the table
-    VHD_SOUND
-    VHD_STRUCTURE                # its block lies over a header, the table or a locator
-    VHD_BEYOND                   # ... beyond the end of the file's content
-    VHD_OVERLAP                  # ... over another block
 
 cdef enum VhdKind:
     VHD_ZERO
     VHD_PARENT
     VHD_DATA
-
-# A block's sector bitmap in memory. Bits only ever rise, each after its sector's data were written.
-cdef struct VhdBitmap:
-    uint64_t *words              # 64 sectors each, the first one in the highest bit
-    uint64_t place               # in the file
-    uint64_t[2] dirty            # bit n: its n-th sector of 512 bytes waits for a flush; under `meta`
-    bint listed
-    VhdBitmap *next              # in the list of dirty bitmaps
-
-# 4096 bytes of the table, in host order.
-cdef struct VhdPage:
-    uint32_t[VHD_PAGE_ENTRIES] entries   # sector of a block's bitmap; published with release
-    uint64_t number
-    uint32_t dirty               # bit n: its n-th sector of 512 bytes waits for a flush; under `meta`
-    bint listed
-    VhdPage *next                # in the list of dirty pages
-    VhdBitmap **bitmaps          # differencing: per entry, NULL until it is read; published with release
 
 # A block that is being allocated; lives on the stack of the thread that does it.
 cdef struct VhdBusy:
@@ -61,8 +35,8 @@ cdef struct VhdRun:
     uint64_t length
     uint64_t at                  # VHD_DATA: in the file
 
-# Locks: `load` and `space` are held over reads and writes of metadata, `meta` over none; they nest as
-# flush_lock > meta, space > load, space > meta.
+# Locks: `space` and flush_lock are held over reads and writes of metadata, `meta` over none; both nest around it, and
+# neither in the other.
 ctypedef struct VhdState:
     Medium *medium               # of the ImageFile that the disk keeps
     const DiskRef *parent        # NULL: none
@@ -70,22 +44,9 @@ ctypedef struct VhdState:
     uint64_t block_size          # a power of two
     uint64_t bitmap_bytes        # before each block's data
     uint64_t slot                # bitmap and data
-    uint64_t blocks
-    uint64_t table_offset
     bint differencing
     bint read_only
-    uint64_t limit               # blocks that are found in the file end here at the latest
-    uint64_t[2 * VHD_USED] used  # begin and end of each range
-    int used_count
-    # The table. Pages are published with release.
-    Monitor load
-    VhdPage **pages
-    uint64_t page_count
-    uint32_t *claims             # first sectors of known blocks, hashed by the slot-sized cell that they begin in
-    uint64_t claim_size          # a power of two
-    uint64_t claim_count
-    VhdFault fault               # of `fault_entry`, when a page was found damaged
-    uint64_t fault_entry
+    VhdTable table
     # What waits for a flush, and who allocates.
     Monitor meta
     VhdPage *dirty_pages

@@ -8,344 +8,51 @@ sectors are therefore changed in memory only, and written by flushes, between tw
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from hvcore.disk.medium cimport (ImageFile, Medium, medium_flush, medium_poison, medium_punch, medium_read,
-                                 medium_read_bytes, medium_resize, medium_write, medium_write_bytes)
+from hvcore.disk.medium cimport (ImageFile, medium_flush, medium_poison, medium_punch, medium_read,
+                                 medium_resize, medium_write, medium_write_bytes)
 from hvcore.disk.ops cimport (DISK_CORRUPT, DISK_NO_SPACE, DISK_NOWAIT, DISK_OK, DISK_RANGE, DISK_READ_ERROR,
                               DISK_READ_ONLY, DISK_UNSUPPORTED, DISK_WOULD_BLOCK, DISK_WRITE_ERROR, Backend, DiskOps,
                               disk_error, disk_read, iovec_span)
 from hvcore.disk.span cimport SPAN_PIECES, Span, span_begin, span_take, span_zero
+from hvcore.disk.vhd.table cimport (VHD_BEYOND, VHD_NONE, VHD_OVERLAP, VHD_PAGE_BYTES, VHD_PAGE_ENTRIES, VHD_SECTOR,
+                                    VHD_STRUCTURE, VHD_USED, VhdBitmap, VhdPage, be64toh, bitmap_find, bitmap_new,
+                                    bitmap_run, htobe32, htobe64, page_find, page_load, store_bitmap, table_close,
+                                    table_open, table_scan, word_mask)
 from hvcore.linux.atomics cimport (load_acquire32, load_acquire64, load_relaxed32, store_release32, store_release64)
 from hvcore.linux.syscalls cimport iovec
-from hvcore.linux.threads cimport (Monitor, monitor_destroy, monitor_init, monitor_lock, monitor_unlock, monitor_wait,
+from hvcore.linux.threads cimport (monitor_destroy, monitor_init, monitor_lock, monitor_unlock, monitor_wait,
                                    monitor_wake)
 
-from hvcore.disk.vhd.footer import DIFFERENCING, build
-from hvcore.disk.vhd.layout import DIFFERS, HEAD_ONLY
+from hvcore.disk.vhd.footer import build
 from hvcore.errors import ImageDamaged
 
 
 cdef extern from *:
     """
-    #include <endian.h>
-    #include <stdint.h>
     static const uint8_t hv_vhd_zeros[65536];
-    #define hv_load_page(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
-    #define hv_store_page(p, value) __atomic_store_n(p, value, __ATOMIC_RELEASE)
-    /* value: not 0 */
-    static inline int hv_leading_zeros(uint64_t value) { return __builtin_clzll(value); }
     static inline int hv_bit_count(uint64_t value) { return __builtin_popcountll(value); }
     """
     const uint8_t *ZEROS "hv_vhd_zeros"
-    VhdPage *load_page "hv_load_page"(VhdPage **page) noexcept nogil
-    void store_page "hv_store_page"(VhdPage **page, VhdPage *value) noexcept nogil
-    VhdBitmap *load_bitmap "hv_load_page"(VhdBitmap **bitmap) noexcept nogil
-    void store_bitmap "hv_store_page"(VhdBitmap **bitmap, VhdBitmap *value) noexcept nogil
-    int leading_zeros "hv_leading_zeros"(uint64_t value) noexcept nogil
     int bit_count "hv_bit_count"(uint64_t value) noexcept nogil
-    uint64_t be64toh(uint64_t value) noexcept nogil
-    uint64_t htobe64(uint64_t value) noexcept nogil
-    uint32_t be32toh(uint32_t value) noexcept nogil
-    uint32_t htobe32(uint32_t value) noexcept nogil
 
 
 cdef enum:
-    SECTOR = 512
-    PAGE_BYTES = 4 * VHD_PAGE_ENTRIES
     ZERO_BYTES = 65536           # of ZEROS
-    SCAN_BYTES = 65536           # of the table, read at a time to find the highest block
     WHOLE_BYTES = 256 << 10      # a table up to this size is read and judged when the disk is opened
     STEP_BYTES = 32 << 20        # by which the file grows at least, unless fewer blocks are left
     ALIGNED = 4096               # data of new blocks begin at multiples of it (15.6)
     FOOTER_AT = 3584             # remainder modulo ALIGNED of the footer's place: the file's length is a multiple
 
-cdef uint32_t NONE = 0xFFFFFFFF  # the entry of a block that is not allocated
-cdef uint64_t MOST = <uint64_t> 0xFFFFFFFF * SECTOR      # no block may begin here or later
+cdef uint64_t MOST = <uint64_t> 0xFFFFFFFF * VHD_SECTOR      # no block may begin here or later
 
 cdef dict FAULTS = {
     VHD_STRUCTURE: "entry {0} places a block over a header, the table or a parent locator",
     VHD_BEYOND: "entry {0} places a block beyond the end of the file",
     VHD_OVERLAP: "the block of entry {0} overlaps another block",
 }
-
-
-# ---- The table
-
-cdef inline VhdPage *bad_page() noexcept nogil:
-    """What stands for a page that proved damaged."""
-    return <VhdPage *> 1
-
-
-cdef uint64_t claim_find(const uint32_t *claims, uint64_t size, uint64_t cell, uint64_t width) noexcept nogil:
-    """Where the block that begins in the cell is noted, or where it would be."""
-    cdef uint64_t at = (cell * <uint64_t> 0x9E3779B97F4A7C15) >> 20 & (size - 1)
-    while claims[at] and claims[at] // width != cell:
-        at = (at + 1) & (size - 1)
-    return at
-
-
-cdef int claim_grow(VhdState *state, uint64_t width) noexcept nogil:
-    cdef uint64_t size = 2 * state.claim_size if state.claim_size else 1024, i
-    cdef uint32_t *claims = <uint32_t *> calloc(size, 4)
-    if claims == NULL:
-        return DISK_READ_ERROR
-    for i in range(state.claim_size):
-        if state.claims[i]:
-            claims[claim_find(claims, size, state.claims[i] // width, width)] = state.claims[i]
-    free(state.claims)
-    state.claims = claims
-    state.claim_size = size
-    return DISK_OK
-
-
-cdef int claim(VhdState *state, uint32_t first) noexcept nogil:
-    """Notes the block whose bitmap begins at sector `first`; DISK_CORRUPT: it overlaps one that is known.
-
-    All blocks are equally long, so of those that begin in one cell of that length two always overlap, and one that
-    begins elsewhere can only overlap those of the neighbouring cells.
-    """
-    cdef uint64_t width = state.slot // SECTOR, cell = first // width, at, near
-    cdef uint32_t other
-    if 2 * state.claim_count >= state.claim_size and claim_grow(state, width) != DISK_OK:
-        return DISK_READ_ERROR
-    for near in range(cell - 1 if cell else 0, cell + 2):
-        other = state.claims[claim_find(state.claims, state.claim_size, near, width)]
-        if other and other < first + width and first < other + width:
-            return DISK_CORRUPT
-    at = claim_find(state.claims, state.claim_size, cell, width)
-    state.claims[at] = first
-    state.claim_count += 1
-    return DISK_OK
-
-
-cdef VhdFault entry_judge(const VhdState *state, uint32_t entry) noexcept nogil:
-    """Whether an allocated block lies where one may (15.5): products of 32 and 9 bits and a block do not wrap."""
-    cdef uint64_t first = <uint64_t> entry * SECTOR, end = first + state.slot
-    cdef int i
-    if end > state.limit:
-        return VHD_BEYOND
-    for i in range(state.used_count):
-        if first < state.used[2 * i + 1] and state.used[2 * i] < end:
-            return VHD_STRUCTURE
-    return VHD_SOUND
-
-
-cdef int page_read(VhdState *state, uint64_t number, VhdPage *page) noexcept nogil:
-    """Fills a page from the file and judges it; `load` is held."""
-    cdef uint64_t at = number * PAGE_BYTES, length = state.limit - state.table_offset - at, first, i
-    cdef uint32_t entry
-    cdef VhdFault fault
-    cdef int status
-    if length > PAGE_BYTES:
-        length = PAGE_BYTES
-    memset(page.entries, 0xFF, PAGE_BYTES)
-    page.number = number
-    status = medium_read_bytes(state.medium, state.table_offset + at, page.entries, length)
-    if status != DISK_OK:
-        return status
-    first = number * VHD_PAGE_ENTRIES
-    for i in range(<uint64_t> VHD_PAGE_ENTRIES):
-        entry = be32toh(page.entries[i])
-        page.entries[i] = entry
-        if entry == NONE or first + i >= state.blocks:       # entries beyond the disk mean nothing, and are kept
-            continue
-        fault = entry_judge(state, entry)
-        if fault == VHD_SOUND:
-            status = claim(state, entry)
-            if status == DISK_READ_ERROR:
-                return status
-            if status == DISK_CORRUPT:
-                fault = VHD_OVERLAP
-        if fault != VHD_SOUND:
-            state.fault = fault
-            state.fault_entry = first + i
-            return DISK_CORRUPT
-    return DISK_OK
-
-
-cdef int page_load(VhdState *state, uint64_t number) noexcept nogil:
-    """Brings a page into memory. What proves damaged stays so; what could not be read may be tried again."""
-    cdef VhdPage *page
-    cdef int status = DISK_OK
-    monitor_lock(&state.load)
-    if state.pages[number] == bad_page():
-        status = DISK_CORRUPT
-    elif state.pages[number] == NULL:
-        page = <VhdPage *> calloc(1, sizeof(VhdPage))
-        if page != NULL and state.differencing:
-            page.bitmaps = <VhdBitmap **> calloc(VHD_PAGE_ENTRIES, sizeof(VhdBitmap *))
-        if page == NULL or (state.differencing and page.bitmaps == NULL):
-            status = DISK_READ_ERROR
-        else:
-            status = page_read(state, number, page)
-        if status == DISK_OK:
-            store_page(&state.pages[number], page)           # whoever sees the page sees its entries
-        else:
-            if page != NULL:
-                free(page.bitmaps)
-            free(page)
-            if status == DISK_CORRUPT:
-                store_page(&state.pages[number], bad_page())
-    monitor_unlock(&state.load)
-    return status
-
-
-cdef inline int page_find(VhdState *state, uint64_t block, uint32_t flags, VhdPage **page) noexcept nogil:
-    """The page that holds a block's entry."""
-    cdef uint64_t number = block // VHD_PAGE_ENTRIES
-    cdef int status
-    page[0] = load_page(&state.pages[number])
-    if page[0] == NULL:
-        if flags & DISK_NOWAIT:
-            return DISK_WOULD_BLOCK
-        status = page_load(state, number)
-        if status != DISK_OK:
-            return status
-        page[0] = load_page(&state.pages[number])
-    return DISK_CORRUPT if page[0] == bad_page() else DISK_OK
-
-
-cdef int table_scan(VhdState *state) noexcept nogil:
-    """Finds the highest block of a table that was not read at opening, without keeping it; `space` is held.
-
-    Nothing has been allocated yet, so the file's table is the whole truth.
-    """
-    cdef uint64_t done = 0, length, i, top = state.top, allocated = 0, bytes = 4 * state.blocks
-    cdef uint32_t *entries = <uint32_t *> malloc(SCAN_BYTES)
-    cdef uint32_t entry
-    cdef int status = DISK_OK if entries != NULL else DISK_WRITE_ERROR
-    while status == DISK_OK and done < bytes:
-        length = bytes - done
-        if length > SCAN_BYTES:
-            length = SCAN_BYTES
-        status = medium_read_bytes(state.medium, state.table_offset + done, entries, length)
-        if status != DISK_OK:
-            break
-        for i in range(length // 4):
-            entry = be32toh(entries[i])
-            if entry == NONE:
-                continue
-            if entry_judge(state, entry) != VHD_SOUND:
-                status = DISK_CORRUPT
-                break
-            allocated += 1
-            if <uint64_t> entry * SECTOR + state.slot > top:
-                top = <uint64_t> entry * SECTOR + state.slot
-        done += length
-    free(entries)
-    if status == DISK_OK:
-        monitor_lock(&state.meta)
-        state.top = top
-        state.allocated = allocated
-        monitor_unlock(&state.meta)
-        state.free = top
-        state.scanned = True
-    return status
-
-
-# ---- Sector bitmaps
-
-cdef VhdBitmap *bitmap_new(const VhdState *state, uint64_t place) noexcept nogil:
-    """A bitmap in memory without a bit set; NULL: no memory."""
-    cdef VhdBitmap *bitmap = <VhdBitmap *> calloc(1, sizeof(VhdBitmap) + state.bitmap_bytes)
-    if bitmap != NULL:
-        bitmap.words = <uint64_t *> (bitmap + 1)
-        bitmap.place = place
-    return bitmap
-
-
-cdef int bitmap_load(VhdState *state, VhdBitmap **target, uint32_t entry) noexcept nogil:
-    cdef VhdBitmap *bitmap
-    cdef uint64_t i
-    cdef int status = DISK_OK
-    monitor_lock(&state.load)
-    if target[0] == NULL:
-        bitmap = bitmap_new(state, <uint64_t> entry * SECTOR)
-        status = DISK_READ_ERROR
-        if bitmap != NULL:
-            status = medium_read_bytes(state.medium, bitmap.place, bitmap.words, state.bitmap_bytes)
-        if status == DISK_OK:
-            for i in range(state.bitmap_bytes // 8):
-                bitmap.words[i] = be64toh(bitmap.words[i])
-            store_bitmap(target, bitmap)
-        else:
-            free(bitmap)
-    monitor_unlock(&state.load)
-    return status
-
-
-cdef inline int bitmap_find(VhdState *state, VhdPage *page, uint64_t block, uint32_t entry, uint32_t flags,
-                            VhdBitmap **bitmap) noexcept nogil:
-    """The bitmap of an allocated block of a differencing disk."""
-    cdef VhdBitmap **target = &page.bitmaps[block % VHD_PAGE_ENTRIES]
-    cdef int status
-    bitmap[0] = load_bitmap(target)
-    if bitmap[0] == NULL:
-        if flags & DISK_NOWAIT:
-            return DISK_WOULD_BLOCK
-        status = bitmap_load(state, target, entry)
-        if status != DISK_OK:
-            return status
-        bitmap[0] = load_bitmap(target)
-    return DISK_OK
-
-
-cdef uint64_t bitmap_run(const uint64_t *words, uint64_t first, uint64_t last, bint *stored) noexcept nogil:
-    """The end of the run of equal bits that begins with sector `first`, at most `last`; stored: their value.
-
-    Acquire: a bit that is seen was set after its sector's data reached the file. Each word is read once, so a bit that
-    rises meanwhile cannot make the run empty.
-    """
-    cdef uint64_t word = load_acquire64(words + (first >> 6)), at = first, flip
-    stored[0] = (word >> (63 - (first & 63))) & 1
-    flip = ~<uint64_t> 0 if stored[0] else 0
-    while True:
-        word = (word ^ flip) << (at & 63)
-        if word:
-            at += leading_zeros(word)
-            break
-        at += 64 - (at & 63)
-        if at >= last:
-            break
-        word = load_acquire64(words + (at >> 6))
-    return at if at < last else last
-
-
-cdef inline uint64_t word_mask(uint64_t word, uint64_t first, uint64_t last) noexcept nogil:
-    """The bits of sectors [first, last) that lie in a word."""
-    cdef uint64_t mask = ~<uint64_t> 0
-    if first > 64 * word:
-        mask >>= first - 64 * word
-    if last < 64 * word + 64:
-        mask &= ~<uint64_t> 0 << (64 * word + 64 - last)
-    return mask
-
-
-cdef void bitmap_set(VhdState *state, VhdBitmap *bitmap, uint64_t first, uint64_t last) noexcept nogil:
-    """Sectors [first, last) of a block are stored from now on: their data have been written.
-
-    Bits and the note that they are dirty change together under `meta`: whoever finds a bit set, and flushes, finds it
-    either frozen by an earlier flush or still to be written (rule 18).
-    """
-    cdef uint64_t word, mask, old
-    cdef bint stored
-    if bitmap_run(bitmap.words, first, last, &stored) == last and stored:
-        return
-    monitor_lock(&state.meta)
-    for word in range(first >> 6, ((last - 1) >> 6) + 1):
-        mask = word_mask(word, first, last)
-        old = bitmap.words[word]
-        if old & mask == mask:
-            continue
-        store_release64(&bitmap.words[word], old | mask)
-        bitmap.dirty[word >> 12] |= <uint64_t> 1 << (word >> 6 & 63)
-        if not bitmap.listed:
-            bitmap.listed = True
-            bitmap.next = state.dirty_bitmaps
-            state.dirty_bitmaps = bitmap
-    monitor_unlock(&state.meta)
 
 
 # ---- Reading
@@ -358,16 +65,16 @@ cdef int run_find(VhdState *state, uint64_t offset, uint64_t most, uint32_t flag
     cdef VhdBitmap *bitmap
     cdef uint32_t entry
     cdef bint stored = True
-    cdef int status = page_find(state, block, flags, &page)
+    cdef int status = page_find(&state.table, block, flags, &page)
     if status != DISK_OK:
         return status
     entry = load_acquire32(&page.entries[block % VHD_PAGE_ENTRIES])
-    if entry == NONE:
+    if entry == VHD_NONE:
         while length < most:
             block += 1
-            if page_find(state, block, flags, &page) != DISK_OK:
+            if page_find(&state.table, block, flags, &page) != DISK_OK:
                 break                              # told when the next run begins there
-            if load_acquire32(&page.entries[block % VHD_PAGE_ENTRIES]) != NONE:
+            if load_acquire32(&page.entries[block % VHD_PAGE_ENTRIES]) != VHD_NONE:
                 break
             length += state.block_size
         run.kind = VHD_PARENT if state.differencing else VHD_ZERO
@@ -376,17 +83,17 @@ cdef int run_find(VhdState *state, uint64_t offset, uint64_t most, uint32_t flag
     if length > most:
         length = most
     if state.differencing:
-        status = bitmap_find(state, page, block, entry, flags, &bitmap)
+        status = bitmap_find(&state.table, page, block, entry, flags, &bitmap)
         if status != DISK_OK:
             return status
-        sector = within // SECTOR
-        last = (within + length + SECTOR - 1) // SECTOR
-        last = bitmap_run(bitmap.words, sector, last, &stored) * SECTOR - within
+        sector = within // VHD_SECTOR
+        last = (within + length + VHD_SECTOR - 1) // VHD_SECTOR
+        last = bitmap_run(bitmap.words, sector, last, &stored) * VHD_SECTOR - within
         if length > last:
             length = last
     run.kind = VHD_DATA if stored else VHD_PARENT
     run.length = length
-    run.at = <uint64_t> entry * SECTOR + state.bitmap_bytes + within
+    run.at = <uint64_t> entry * VHD_SECTOR + state.bitmap_bytes + within
     return DISK_OK
 
 
@@ -463,7 +170,7 @@ cdef inline uint64_t block_place(const VhdState *state, uint64_t end) noexcept n
     """Where a block's bitmap goes behind `end`, so that its data begin at a multiple of ALIGNED."""
     if state.aligned:
         return end + (-state.bitmap_bytes - end) % ALIGNED
-    return end + -end % SECTOR
+    return end + -end % VHD_SECTOR
 
 
 cdef int zero_range(VhdState *state, uint64_t offset, uint64_t length) noexcept nogil:
@@ -495,7 +202,7 @@ cdef int tail_put(VhdState *state, uint64_t at) noexcept nogil:
     One write extends the file and fills its last sector, so that no size of its own is on its way to the disk that
     lacks the footer. A failure leaves the file as it was, or poisoned.
     """
-    cdef int status = medium_write_bytes(state.medium, at, state.footer, SECTOR)
+    cdef int status = medium_write_bytes(state.medium, at, state.footer, VHD_SECTOR)
     if status != DISK_OK:
         if medium_resize(state.medium, state.end) != DISK_OK:
             medium_poison(state.medium, status)
@@ -503,7 +210,7 @@ cdef int tail_put(VhdState *state, uint64_t at) noexcept nogil:
     status = medium_flush(state.medium)
     if status == DISK_OK:
         state.tail = at
-        state.end = at + SECTOR
+        state.end = at + VHD_SECTOR
         state.tail_lost = False
     return status
 
@@ -512,7 +219,7 @@ cdef int footers_mend(VhdState *state) noexcept nogil:
     """Before the first change: a footer at both ends, and the same one (15.5, open). `space` is held."""
     cdef int status = DISK_OK
     if state.head_differs:
-        status = medium_write_bytes(state.medium, 0, state.footer, SECTOR)
+        status = medium_write_bytes(state.medium, 0, state.footer, VHD_SECTOR)
         if status == DISK_OK:
             status = medium_flush(state.medium)
         if status == DISK_OK:
@@ -545,7 +252,7 @@ cdef int space_extend(VhdState *state, uint64_t place) noexcept nogil:
     if state.aligned:
         stride = block_stride(stride)
     monitor_lock(&state.meta)
-    left = state.blocks - state.allocated
+    left = state.table.blocks - state.allocated
     monitor_unlock(&state.meta)
     steps //= stride
     if steps > left:
@@ -566,6 +273,7 @@ cdef int space_extend(VhdState *state, uint64_t place) noexcept nogil:
 cdef int place_take(VhdState *state, uint64_t *place, uint64_t *dirty) noexcept nogil:
     """Space for a block; its first `dirty` bytes may hold anything, the others read as zeros."""
     cdef VhdSpare *spare
+    cdef uint64_t top, count
     cdef int status = DISK_OK
     monitor_lock(&state.space)
     spare = state.spares
@@ -576,7 +284,15 @@ cdef int place_take(VhdState *state, uint64_t *place, uint64_t *dirty) noexcept 
         free(spare)
     else:
         if not state.scanned:
-            status = table_scan(state)
+            top = state.top
+            status = table_scan(&state.table, &top, &count)
+            if status == DISK_OK:
+                monitor_lock(&state.meta)
+                state.top = top
+                state.allocated = count
+                monitor_unlock(&state.meta)
+                state.free = top
+                state.scanned = True
         if status == DISK_OK:
             place[0] = block_place(state, state.free)
             if place[0] >= MOST:
@@ -607,6 +323,31 @@ cdef void place_return(VhdState *state, uint64_t place) noexcept nogil:
 
 # ---- Writing
 
+cdef void bitmap_set(VhdState *state, VhdBitmap *bitmap, uint64_t first, uint64_t last) noexcept nogil:
+    """Sectors [first, last) of a block are stored from now on: their data have been written.
+
+    Bits and the note that they are dirty change together under `meta`: whoever finds a bit set, and flushes, finds it
+    either frozen by an earlier flush or still to be written (rule 18).
+    """
+    cdef uint64_t word, mask, old
+    cdef bint stored
+    if bitmap_run(bitmap.words, first, last, &stored) == last and stored:
+        return
+    monitor_lock(&state.meta)
+    for word in range(first >> 6, ((last - 1) >> 6) + 1):
+        mask = word_mask(word, first, last)
+        old = bitmap.words[word]
+        if old & mask == mask:
+            continue
+        store_release64(&bitmap.words[word], old | mask)
+        bitmap.dirty[word >> 12] |= <uint64_t> 1 << (word >> 6 & 63)
+        if not bitmap.listed:
+            bitmap.listed = True
+            bitmap.next = state.dirty_bitmaps
+            state.dirty_bitmaps = bitmap
+    monitor_unlock(&state.meta)
+
+
 cdef int data_put(VhdState *state, uint64_t at, Span *span, uint64_t length, uint32_t flags) noexcept nogil:
     cdef iovec[SPAN_PIECES] pieces
     cdef uint64_t part
@@ -628,8 +369,8 @@ cdef int block_fill(VhdState *state, uint64_t place, uint64_t dirty, uint64_t wi
 
     made: a differencing disk's bitmap, with exactly the given sectors set; the caller's.
     """
-    cdef VhdBitmap *bitmap = bitmap_new(state, place)
-    cdef uint64_t word, first = within // SECTOR, last = (within + length) // SECTOR
+    cdef VhdBitmap *bitmap = bitmap_new(place, state.bitmap_bytes)
+    cdef uint64_t word, first = within // VHD_SECTOR, last = (within + length) // VHD_SECTOR
     cdef int status = DISK_OK
     made[0] = bitmap
     if bitmap == NULL:
@@ -659,8 +400,8 @@ cdef void block_publish(VhdState *state, VhdPage *page, uint64_t block, uint64_t
     if state.differencing:
         store_bitmap(&page.bitmaps[index], bitmap)
     # Release: whoever sees the entry finds bitmap and data.
-    store_release32(&page.entries[index], <uint32_t> (place // SECTOR))
-    page.dirty |= <uint32_t> 1 << (index * 4 // SECTOR)
+    store_release32(&page.entries[index], <uint32_t> (place // VHD_SECTOR))
+    page.dirty |= <uint32_t> 1 << (index * 4 // VHD_SECTOR)
     if not page.listed:
         page.listed = True
         page.next = state.dirty_pages
@@ -689,7 +430,7 @@ cdef int block_allocate(VhdState *state, VhdPage *page, uint64_t block, uint64_t
             other = state.busy                     # the list has changed
         else:
             other = other.next
-    if page.entries[block % VHD_PAGE_ENTRIES] != NONE:
+    if page.entries[block % VHD_PAGE_ENTRIES] != VHD_NONE:
         monitor_unlock(&state.meta)
         return DISK_OK
     mine.block = block
@@ -726,11 +467,11 @@ cdef int block_write(VhdState *state, uint64_t block, uint64_t within, uint64_t 
     cdef uint32_t entry
     cdef uint64_t at
     cdef bint done
-    cdef int status = page_find(state, block, flags, &page)
+    cdef int status = page_find(&state.table, block, flags, &page)
     if status != DISK_OK:
         return status
     entry = load_acquire32(&page.entries[block % VHD_PAGE_ENTRIES])
-    if entry == NONE:
+    if entry == VHD_NONE:
         if span == NULL and not state.differencing:
             return DISK_OK                         # it reads as zeros as it is
         if span == NULL and state.parent != NULL and (
@@ -743,16 +484,16 @@ cdef int block_write(VhdState *state, uint64_t block, uint64_t within, uint64_t 
             return status
         entry = load_acquire32(&page.entries[block % VHD_PAGE_ENTRIES])
     if state.differencing:
-        status = bitmap_find(state, page, block, entry, flags, &bitmap)
+        status = bitmap_find(&state.table, page, block, entry, flags, &bitmap)
         if status != DISK_OK:
             return status
-    at = <uint64_t> entry * SECTOR + state.bitmap_bytes + within
+    at = <uint64_t> entry * VHD_SECTOR + state.bitmap_bytes + within
     if span == NULL:
         status = zero_range(state, at, length)
     else:
         status = data_put(state, at, span, length, flags)
     if status == DISK_OK and state.differencing:
-        bitmap_set(state, bitmap, within // SECTOR, (within + length) // SECTOR)
+        bitmap_set(state, bitmap, within // VHD_SECTOR, (within + length) // VHD_SECTOR)
     return status
 
 
@@ -779,7 +520,7 @@ cdef int vhd_write(void *pointer, uint64_t offset, const iovec *iov, int count, 
     total = iovec_span(state.size, offset, iov, count)
     if total <= 0:
         return <int> total
-    if (offset | <uint64_t> total) % SECTOR:       # a bit stands for a whole sector
+    if (offset | <uint64_t> total) % VHD_SECTOR:       # a bit stands for a whole sector
         return DISK_RANGE
     span_begin(&span, iov)
     return blocks_write(state, offset, total, &span, flags)
@@ -791,7 +532,7 @@ cdef int vhd_trim(void *pointer, uint64_t offset, uint64_t length) noexcept nogi
     cdef VhdState *state = <VhdState *> pointer
     if state.read_only:
         return DISK_READ_ONLY
-    if offset > state.size or state.size - offset < length or (offset | length) % SECTOR:
+    if offset > state.size or state.size - offset < length or (offset | length) % VHD_SECTOR:
         return DISK_RANGE
     if length == 0:
         return DISK_OK
@@ -819,29 +560,29 @@ cdef int frozen_take(VhdState *state, VhdFrozen *frozen) noexcept nogil:
     if count == 0:
         return DISK_OK
     frozen.places = <uint64_t *> malloc(8 * count)
-    frozen.data = <uint8_t *> malloc(SECTOR * count)
+    frozen.data = <uint8_t *> malloc(VHD_SECTOR * count)
     if frozen.places == NULL or frozen.data == NULL:
         return DISK_WRITE_ERROR
     page = state.dirty_pages
     while page != NULL:
-        for n in range(<uint64_t> PAGE_BYTES // SECTOR):
+        for n in range(<uint64_t> VHD_PAGE_BYTES // VHD_SECTOR):
             if page.dirty >> n & 1:
-                frozen.places[frozen.count] = state.table_offset + page.number * PAGE_BYTES + n * SECTOR
-                entries = <uint32_t *> (frozen.data + SECTOR * frozen.count)
-                for i in range(<uint64_t> SECTOR // 4):
-                    entries[i] = htobe32(page.entries[n * (SECTOR // 4) + i])
+                frozen.places[frozen.count] = state.table.offset + page.number * VHD_PAGE_BYTES + n * VHD_SECTOR
+                entries = <uint32_t *> (frozen.data + VHD_SECTOR * frozen.count)
+                for i in range(<uint64_t> VHD_SECTOR // 4):
+                    entries[i] = htobe32(page.entries[n * (VHD_SECTOR // 4) + i])
                 frozen.count += 1
         page.dirty = 0
         page.listed = False
         page = page.next
     bitmap = state.dirty_bitmaps
     while bitmap != NULL:
-        for n in range(state.bitmap_bytes // SECTOR):
+        for n in range(state.bitmap_bytes // VHD_SECTOR):
             if bitmap.dirty[n >> 6] >> (n & 63) & 1:
-                frozen.places[frozen.count] = bitmap.place + n * SECTOR
-                words = <uint64_t *> (frozen.data + SECTOR * frozen.count)
-                for i in range(<uint64_t> SECTOR // 8):
-                    words[i] = htobe64(bitmap.words[n * (SECTOR // 8) + i])
+                frozen.places[frozen.count] = bitmap.place + n * VHD_SECTOR
+                words = <uint64_t *> (frozen.data + VHD_SECTOR * frozen.count)
+                for i in range(<uint64_t> VHD_SECTOR // 8):
+                    words[i] = htobe64(bitmap.words[n * (VHD_SECTOR // 8) + i])
                 frozen.count += 1
         bitmap.dirty[0] = bitmap.dirty[1] = 0
         bitmap.listed = False
@@ -858,10 +599,10 @@ cdef int frozen_write(VhdState *state, const VhdFrozen *frozen) noexcept nogil:
     cdef int status = DISK_OK
     while at < frozen.count and status == DISK_OK:
         end = at + 1
-        while end < frozen.count and frozen.places[end] == frozen.places[end - 1] + SECTOR:
+        while end < frozen.count and frozen.places[end] == frozen.places[end - 1] + VHD_SECTOR:
             end += 1
         status = medium_write_bytes(
-            state.medium, frozen.places[at], frozen.data + SECTOR * at, SECTOR * (end - at))
+            state.medium, frozen.places[at], frozen.data + VHD_SECTOR * at, VHD_SECTOR * (end - at))
         at = end
     return status
 
@@ -918,11 +659,11 @@ cdef int changes_end(VhdState *state) noexcept nogil:
     if at >= state.tail:
         return DISK_OK
     # The footer is durable at its new place before the file ends there; until then the old one counts.
-    status = medium_write_bytes(state.medium, at, state.footer, SECTOR)
+    status = medium_write_bytes(state.medium, at, state.footer, VHD_SECTOR)
     if status == DISK_OK:
         status = medium_flush(state.medium)
     if status == DISK_OK:
-        status = medium_resize(state.medium, at + SECTOR)
+        status = medium_resize(state.medium, at + VHD_SECTOR)
     if status == DISK_OK:
         status = medium_flush(state.medium)
     return status
@@ -948,46 +689,47 @@ cdef class VhdDisk(Backend):
 
     def __cinit__(self, ImageFile file not None, layout, *, bint write=False, Backend parent=None):
         cdef VhdState *state = &self.state
-        monitor_init(&state.load)
+        monitor_init(&state.table.load)
         monitor_init(&state.meta)
         monitor_init(&state.flush_lock)
         monitor_init(&state.space)
-        if layout.block_size % ALIGNED or layout.bitmap_bytes % SECTOR or len(layout.used) > VHD_USED:
+        if layout.block_size % ALIGNED or layout.bitmap_bytes % VHD_SECTOR or len(layout.used) > VHD_USED:
             raise ValueError("a layout that no VHD has")
-        state.differencing = layout.disk_type == DIFFERENCING
+        state.differencing = layout.differencing
         if parent is not None and not state.differencing:
             raise ValueError("a dynamic disk has no parent")
-        if parent is not None and parent.ref.sector_size != SECTOR:
+        if parent is not None and parent.ref.sector_size != VHD_SECTOR:
             raise ValueError(f"a VHD's parent has sectors of 512 bytes, not {parent.ref.sector_size}")
         self.file = file
         self.layout = layout
         self.parent = parent
-        state.medium = &file.medium
+        state.medium = state.table.medium = &file.medium
         state.parent = NULL if parent is None else &parent.ref
         state.size = layout.size
         state.block_size = layout.block_size
         state.bitmap_bytes = layout.bitmap_bytes
-        state.slot = state.bitmap_bytes + state.block_size
-        state.blocks = layout.blocks
-        state.table_offset = layout.table_offset
+        state.slot = state.table.slot = state.bitmap_bytes + state.block_size
+        state.table.bitmap_bytes = state.bitmap_bytes if state.differencing else 0
+        state.table.blocks = layout.blocks
+        state.table.offset = layout.table_offset
         state.read_only = not write
-        state.limit = state.tail = layout.tail_offset
+        state.table.limit = state.tail = layout.tail_offset
         state.end = state.fresh = layout.file_size
-        state.tail_lost = layout.footer_state == HEAD_ONLY
-        state.head_differs = layout.footer_state == DIFFERS
+        state.tail_lost = layout.tail_lost
+        state.head_differs = layout.head_differs
         for offset, length in layout.used:
-            state.used[2 * state.used_count] = offset
-            state.used[2 * state.used_count + 1] = offset + length
-            state.used_count += 1
+            state.table.used[2 * state.table.used_count] = offset
+            state.table.used[2 * state.table.used_count + 1] = offset + length
+            state.table.used_count += 1
             state.top = max(state.top, offset + length)
         footer = build(layout.footer)
-        memcpy(state.footer, PyBytes_AS_STRING(footer), SECTOR)
+        memcpy(state.footer, PyBytes_AS_STRING(footer), VHD_SECTOR)
         # Padding counts against the 32 bits of an entry: a disk whose blocks would not fit with it is packed.
         state.aligned = layout.file_size + block_stride(state.slot) * layout.blocks < MOST
         self.load_table()
         self.ref.state = state
         self.ref.size_bytes = state.size
-        self.ref.sector_size = self.ref.physical_sector_size = SECTOR
+        self.ref.sector_size = self.ref.physical_sector_size = VHD_SECTOR
         self.ref.read_only = not write
         self.ref.can_trim = write
         self.ref.ops = &OPS
@@ -997,31 +739,29 @@ cdef class VhdDisk(Backend):
         cdef uint64_t number = 0, block
         cdef uint32_t entry
         cdef int status = DISK_OK
-        state.page_count = (state.blocks + VHD_PAGE_ENTRIES - 1) // VHD_PAGE_ENTRIES
-        state.pages = <VhdPage **> calloc(state.page_count, sizeof(VhdPage *))
-        if state.pages == NULL:
-            raise MemoryError(f"no memory for the table of {state.blocks} blocks")
-        if 4 * state.blocks > WHOLE_BYTES:
+        if table_open(&state.table) != DISK_OK:
+            raise MemoryError(f"no memory for the table of {state.table.blocks} blocks")
+        if 4 * state.table.blocks > WHOLE_BYTES:
             return 0
-        while number < state.page_count and status == DISK_OK:
+        while number < state.table.page_count and status == DISK_OK:
             with nogil:
-                status = page_load(state, number)
+                status = page_load(&state.table, number)
             number += 1
         if status == DISK_CORRUPT:
-            fault = FAULTS[state.fault].format(state.fault_entry)
+            fault = FAULTS[state.table.fault].format(state.table.fault_entry)
             raise ImageDamaged(f"the block allocation table is damaged: {fault}", structure="block allocation table",
-                               offset=state.table_offset + 4 * state.fault_entry)
+                               offset=state.table.offset + 4 * state.table.fault_entry)
         if status != DISK_OK:
             raise disk_error(status)
-        for block in range(state.blocks):
-            entry = state.pages[block // VHD_PAGE_ENTRIES].entries[block % VHD_PAGE_ENTRIES]
-            if entry != NONE:
+        for block in range(state.table.blocks):
+            entry = state.table.pages[block // VHD_PAGE_ENTRIES].entries[block % VHD_PAGE_ENTRIES]
+            if entry != VHD_NONE:
                 state.allocated += 1
-                state.top = max(state.top, <uint64_t> entry * SECTOR + state.slot)
+                state.top = max(state.top, <uint64_t> entry * VHD_SECTOR + state.slot)
         state.free = state.top
         state.scanned = True
-        free(state.claims)                         # no page will come that could overlap
-        state.claims = NULL
+        free(state.table.claims)                   # no page will come that could overlap
+        state.table.claims = NULL
         return 0
 
     @property
@@ -1038,10 +778,10 @@ cdef class VhdDisk(Backend):
         self.check(0, 0)
         cdef VhdPage *page
         cdef int status
-        if index >= self.state.blocks:
-            raise ValueError(f"the disk has {self.state.blocks} blocks, none of them is number {index}")
+        if index >= self.state.table.blocks:
+            raise ValueError(f"the disk has {self.state.table.blocks} blocks, none of them is number {index}")
         with nogil:
-            status = page_find(&self.state, index, 0, &page)
+            status = page_find(&self.state.table, index, 0, &page)
         if status != DISK_OK:
             raise disk_error(status)
         return load_acquire32(&page.entries[index % VHD_PAGE_ENTRIES])
@@ -1100,26 +840,13 @@ cdef class VhdDisk(Backend):
 
     def __dealloc__(self):
         cdef VhdState *state = &self.state
-        cdef VhdPage *page
         cdef VhdSpare *spare
-        cdef uint64_t number, i
-        if state.pages != NULL:
-            for number in range(state.page_count):
-                page = state.pages[number]
-                if page == NULL or page == bad_page():
-                    continue
-                if page.bitmaps != NULL:
-                    for i in range(<uint64_t> VHD_PAGE_ENTRIES):
-                        free(page.bitmaps[i])
-                free(page.bitmaps)
-                free(page)
+        table_close(&state.table)
         while state.spares != NULL:
             spare = state.spares
             state.spares = spare.next
             free(spare)
-        free(state.pages)
-        free(state.claims)
-        monitor_destroy(&state.load)
+        monitor_destroy(&state.table.load)
         monitor_destroy(&state.meta)
         monitor_destroy(&state.flush_lock)
         monitor_destroy(&state.space)
