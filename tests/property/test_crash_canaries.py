@@ -25,7 +25,7 @@ from tests.reference.journal import (
     cuts,
     whole,
 )
-from tests.reference.scenarios import ALL, differencing, growth, restart, trims
+from tests.reference.scenarios import FLAT, differencing, growth, restart, trims
 from tests.reference.writer import WRONGS, Writer
 
 SECTORS = 200
@@ -101,7 +101,7 @@ def shadow(wrong: str) -> Scenario:
     flush = ("flush", 0, 0)
     again = (("write", 3, 2), ("write", 190, 2), flush)
     steps = (("write", 0, 2), ("write", 3, 1), flush, *again, *again, ("write", 1, 8), flush, *again)
-    return Scenario("shadow", "disk", build, steps, open_shadow)
+    return Scenario("shadow", "disk", build, steps, open=open_shadow, trims=False)
 
 
 def explored(scenario: Scenario) -> Tally:
@@ -129,7 +129,7 @@ def test_a_wrong_order_is_caught(wrong: str, said: str) -> None:
         explored(shadow(wrong))
 
 
-@pytest.mark.parametrize("scenario", ALL, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", FLAT, ids=lambda scenario: scenario.name)
 def test_lost_flushes_are_caught(scenario: Scenario) -> None:
     """Each without its flush records, and with nothing but the order of its writes."""
     with fast_folder() as folder:
@@ -168,7 +168,7 @@ def test_a_broken_rule_of_the_log_is_caught(wrong: str, scenario: Scenario) -> N
     assert wrong in WRONGS
     with fast_folder() as folder:
         broken = written(scenario, wrong)
-        with pytest.raises(AssertionError, match="cut after"):
+        with pytest.raises(AssertionError, match=r"cut after|without any cut"):
             explore(broken, record(broken, folder), folder, Tally(), ONLY_REPLAY)
 
 
@@ -179,7 +179,7 @@ def test_every_rule_kept_passes() -> None:
 
 
 def test_a_tool_that_stops_half_way_is_caught() -> None:
-    scenario = ALL[0]
+    scenario = FLAT[0]
     with fast_folder() as folder:
         content = fresh(0, 0, 32) + bytes(32 * SECTOR)
 

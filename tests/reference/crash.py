@@ -178,13 +178,18 @@ class Scenario:
     """disk: name of the file that is opened. build: makes the files in a folder and returns the disk's content.
 
     mend: done to the disk's file before it is opened after a cut, where opening alone does not recover. check: what is
-    wrong with an image, in words; "": nothing.
+    wrong with an image, in words; "": nothing. block: sectors that are allocated together; grain: of which requests are
+    multiples; trims: whether the disk can. lacks: what hvcore has not got that this needs, in words.
     """
 
     name: str
     disk: str
     build: Callable[[Path], bytes]
     steps: tuple[Step, ...] = ()
+    block: int = 8
+    grain: int = 1
+    trims: bool = True
+    lacks: str = ""
     open: Callable[[Path, str], Disk] = open_disk
     mend: Callable[[Path], object] = nothing_to_say
     check: Callable[[Path], str] = nothing_to_say
@@ -202,20 +207,20 @@ class Recording:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much explore() does. Every n-th state: overlay: is read without replay first; life: lives on, and is cut
-    again `depth` times, at most `lives` of them."""
+    """How much explore() does. Every n-th state: overlay: is read without replay first; check: is
+    checked; life: lives on, and is cut again `depth` times, at most `lives` of them."""
 
     random: int = 3
     each: bool = False
     overlay: int = 5
-    check: int = 1
+    check: int = 3
     life: int = 40
-    lives: int = 3
+    lives: int = 2
     depth: int = 1
 
 
 LIGHT = Effort()
-THOROUGH = Effort(random=8, each=True, overlay=3, life=60, lives=20, depth=2)
+THOROUGH = Effort(random=8, each=True, overlay=3, check=1, life=60, lives=8, depth=2)
 
 
 @dataclass
@@ -356,9 +361,11 @@ def lived(scenario: Scenario, folder: Path, content: bytes, base: int = 0) -> Re
     with journal_file() as log, probing(Probe(log)) as probe:
         changes, disk, here = session = perform(scenario, folder, lambda: os.fstat(log).st_size, base=base)
         assert disk is not None
-        wrong = session.wrong(content)
+        try:
+            wrong = session.wrong(content)
+        finally:
+            disk.close()
         assert not wrong, f"{scenario.name}: without any cut: {wrong}"
-        disk.close()
         records, positions, names = parsed(log, probe.names)
     complete(start, names, records, folder)
     return Recording(start, names, records, positions, lambda: Oracle(content, changes), positions.index(here))
@@ -503,7 +510,7 @@ def explore(
         lay_out(folder, files)
         scenario.mend(folder / scenario.disk)
         again = base + 1000 * (number + 1)
-        life = replace(scenario, steps=more_steps(len(content) // SECTOR, Random(again)))
+        life = replace(scenario, steps=wander(scenario, len(content) // SECTOR, Random(again), 9))
         explore(
             life,
             lived(life, folder, content, base=again),
@@ -514,15 +521,31 @@ def explore(
         )
 
 
-def more_steps(sectors: int, rng: Random) -> tuple[Step, ...]:
-    """A short life after a recovery, all over a disk of so many sectors; in units of 4 KiB, as some disks want it."""
+def wander(scenario: Scenario, sectors: int, rng: Random, number: int) -> tuple[Step, ...]:
+    """So many steps by chance, all over a disk of `sectors`; about half of them in one block, and the last no flush."""
+
+    def grained(value: int) -> int:
+        return value // scenario.grain * scenario.grain
+
+    favourite = rng.randrange(sectors // scenario.block) * scenario.block
     steps: list[Step] = []
-    for _ in range(2):
-        for _ in range(3):
-            first = rng.randrange(0, sectors - 16) // 8 * 8
-            steps.append(("write", first, rng.choice((8, 8, 16))))
-        steps.append(("flush", 0, 0))
-    return (*steps, ("write", 0, 8))
+    for _ in range(number):
+        what = rng.random()
+        first = favourite if rng.random() < 0.5 else rng.randrange(sectors) // scenario.block * scenario.block
+        if what < 0.25:
+            steps.append(("flush", 0, 0))
+        elif what < 0.28:
+            steps.append(("reopen", 0, 0))
+        elif what < 0.4 and scenario.trims:
+            steps.append(("trim", first, min(sectors - first, scenario.block * rng.randrange(1, 3))))
+        else:
+            # Often over the edge of a block, seldom a whole one.
+            first = grained(max(0, first + rng.choice((-2, 0, 1, rng.randrange(scenario.block)))))
+            length = scenario.block if what < 0.45 else grained(rng.randrange(8)) + scenario.grain
+            length = min(sectors - first, length)
+            verb = "trim" if what > 0.95 and scenario.trims else "write"
+            steps.append((verb, first, length))
+    return (*steps, ("write", grained(sectors // 2), scenario.grain))
 
 
 class Fault(NamedTuple):

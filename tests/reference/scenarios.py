@@ -4,13 +4,18 @@ Each is named in ALL once; the tests run over all of them.
 """
 
 import struct
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from uuid import UUID
 
 from hvcore.disk.image import open_image
+from hvcore.disk.vhdx.disk import VhdxDisk
 from hvcore.vhd import create
 from tests.reference import vhdx
-from tests.reference.crash import Scenario, Step, fresh
+from tests.reference.crash import Disk, Scenario, Step, fresh
 from tests.reference.vhdx import MIB
 
 W, T, F = "write", "trim", "flush"
@@ -35,7 +40,7 @@ def flat(format: str) -> Scenario:
         name={"raw": "raw", "vhd": "fixed VHD"}[format],
         disk="disk",
         build=build,
-        open=lambda path, mode: open_image(path, mode=mode, format=format),
+        trims=format == "raw",
         steps=(
             (W, 0, 8),
             (W, 4, 1),
@@ -108,6 +113,8 @@ def growth(sector_size: int = 512) -> Scenario:
     return Scenario(
         name="dynamic VHDX" + (", sectors of 4096" if sector_size == 4096 else ""),
         disk="disk.vhdx",
+        block=BLOCK,
+        grain=small,
         build=lambda folder: build_vhdx(folder / "disk.vhdx", size, (1,), sector_size=sector_size),
         steps=(
             (W, 0, 8),
@@ -139,6 +146,7 @@ def trims() -> Scenario:
     return Scenario(
         name="dynamic VHDX with trim",
         disk="disk.vhdx",
+        block=BLOCK,
         build=lambda folder: build_vhdx(folder / "disk.vhdx", size, (0, 1, 2)),
         steps=(
             (T, BLOCK, BLOCK),
@@ -176,6 +184,7 @@ def differencing() -> Scenario:
     return Scenario(
         name="differencing VHDX",
         disk="disk.vhdx",
+        block=BLOCK,
         build=build_chain,
         steps=(
             (W, 10, 3),
@@ -207,6 +216,7 @@ def restart() -> Scenario:
     return Scenario(
         name="log restart",
         disk="disk.vhdx",
+        block=BLOCK,
         build=build_chain,
         steps=(*many, HERE, *more, (W, 4 * BLOCK, 8)),
     )
@@ -216,8 +226,10 @@ def fixed() -> Scenario:
     return Scenario(
         name="fixed VHDX",
         disk="disk.vhdx",
+        block=BLOCK,
+        trims=False,
         build=lambda folder: build_vhdx(folder / "disk.vhdx", 2 * MIB, (0, 1), fixed=True),
-        steps=((W, 0, 8), FLUSH, (W, BLOCK - 4, 8), (T, 16, 8), FLUSH, (W, 2, 2), REOPEN, (W, 3, 2), FLUSH, (W, 5, 5)),
+        steps=((W, 0, 8), FLUSH, (W, BLOCK - 4, 8), FLUSH, (W, 2, 2), REOPEN, (W, 3, 2), FLUSH, (W, 5, 5)),
     )
 
 
@@ -233,16 +245,18 @@ def summed(data: bytes, at: int) -> bytes:
     return data[:at] + struct.pack(">I", value) + data[at + 4 :]
 
 
-def build_vhd(path: Path, present: tuple[int, ...], parent: str = "") -> bytes:
-    """A dynamic VHD with these blocks, or a child without any (disk-formats.md 15)."""
-    size = VHD_BLOCKS * SMALL
+def build_vhd(
+    path: Path, present: tuple[int, ...], parent: str = "", *, blocks: int = VHD_BLOCKS, block_size: int = SMALL
+) -> bytes:
+    """A dynamic VHD with these blocks (of SMALL), or a child without any (disk-formats.md 15)."""
+    size = blocks * block_size
     kind, disk_id = (4, CHILD_ID) if parent else (3, PARENT_ID)
     fields = (b"conectix", 2, 1 << 16, 512, 0, b"win ", 0xA0000, b"Wi2k", size, size, 0x005A0411, kind, 0)
     footer = struct.pack(">8sIIQI4sI4sQQIII", *fields) + disk_id.bytes
     footer = summed(footer.ljust(512, b"\0"), 64)
-    table_bytes = -(-4 * VHD_BLOCKS // 512) * 512
+    table_bytes = -(-4 * blocks // 512) * 512
     locator_at = 1536 + table_bytes
-    head = struct.pack(">8sQQIII", b"cxsparse", (1 << 64) - 1, 1536, 1 << 16, VHD_BLOCKS, SMALL) + bytes(4)
+    head = struct.pack(">8sQQIII", b"cxsparse", (1 << 64) - 1, 1536, 1 << 16, blocks, block_size) + bytes(4)
     text = f".\\{parent}".encode("utf-16-le")
     if parent:
         head += PARENT_ID.bytes + bytes(8) + parent.encode("utf-16-be")
@@ -262,7 +276,7 @@ def build_vhd(path: Path, present: tuple[int, ...], parent: str = "") -> bytes:
             file.write(text)
         file.seek(place)
         file.write(footer)
-    return b"".join(fresh(0, n * UNIT, UNIT) if n in present else bytes(SMALL) for n in range(VHD_BLOCKS))
+    return b"".join(fresh(0, n * UNIT, UNIT) if n in present else bytes(block_size) for n in range(blocks))
 
 
 def vhd_growth() -> Scenario:
@@ -270,6 +284,7 @@ def vhd_growth() -> Scenario:
     return Scenario(
         name="dynamic VHD",
         disk="disk.vhd",
+        block=UNIT,
         build=lambda folder: build_vhd(folder / "disk.vhd", (1,)),
         steps=(
             (W, 0, 4),
@@ -284,9 +299,14 @@ def vhd_growth() -> Scenario:
             FLUSH,
             (W, 131 * UNIT, 1),
             (W, 132 * UNIT - 1, 1),
+            (T, 3 * UNIT, UNIT),
+            (T, 0, 3),
             REOPEN,
             (W, 129 * UNIT + 5, 3),
             (W, UNIT + 3, 1),
+            FLUSH,
+            (W, 3 * UNIT + 4, 2),
+            (T, UNIT, 2 * UNIT),
             FLUSH,
             (W, 9 * UNIT, 1),
         ),
@@ -304,6 +324,7 @@ def vhd_differencing() -> Scenario:
     return Scenario(
         name="differencing VHD",
         disk="disk.vhd",
+        block=UNIT,
         build=build_vhd_chain,
         steps=(
             (W, 3, 2),
@@ -319,6 +340,8 @@ def vhd_differencing() -> Scenario:
             (W, 20, 4),
             REOPEN,
             (W, 131 * UNIT, 1),
+            (T, UNIT + 8, UNIT),
+            (T, 128 * UNIT, UNIT),
             FLUSH,
             (W, 4, 20),
             (W, 3 * UNIT + 3, 3),
@@ -326,7 +349,64 @@ def vhd_differencing() -> Scenario:
     )
 
 
-FLAT = (flat("raw"), flat("vhd"))
-VHDX = (growth(), growth(4096), trims(), differencing(), restart(), fixed())
-VHD = (vhd_growth(), vhd_differencing())
-ALL = FLAT
+def build_large_chain(folder: Path) -> bytes:
+    large = 4 * MIB
+    content = build_vhd(folder / "base.vhd", (0, 1, 255), blocks=2 * large // SMALL)
+    build_vhd(folder / "disk.vhd", (), "base.vhd", blocks=2, block_size=large)
+    return content
+
+
+def vhd_bitmaps() -> Scenario:
+    """Blocks whose bitmap has two sectors."""
+    middle, block = 4096, 8192
+    return Scenario(
+        name="differencing VHD, large blocks",
+        disk="disk.vhd",
+        block=block,
+        build=build_large_chain,
+        steps=(
+            (W, middle - 2, 4),
+            FLUSH,
+            (W, middle - 6, 3),
+            (W, middle + 6, 3),
+            FLUSH,
+            (W, block - 1, 2),
+            (T, middle - 1, 4),
+            (W, middle - 12, 24),
+            FLUSH,
+            (W, block + middle - 1, 2),
+        ),
+    )
+
+
+def checked(scenario: Scenario, format: str) -> Scenario:
+    """Opened as an image of this format, and judged by hvcore.vhd.check."""
+
+    def open_format(path: Path, mode: str) -> Disk:
+        return open_image(path, mode=mode, format=format)
+
+    def judged(path: Path) -> str:
+        result = import_module("hvcore.vhd.check").check(path, format)
+        return "" if result.clean else "; ".join(map(str, result.findings))
+
+    check: Callable[[Path], str] = judged if find_spec("hvcore.vhd.check") else scenario.check
+    return replace(scenario, open=open_format, check=check)
+
+
+def of_format(scenario: Scenario, format: str) -> Scenario:
+    lacks = ""
+    if format == "vhdx" and not (hasattr(VhdxDisk, "commit") and find_spec("hvcore.disk.vhdx.log")):
+        lacks = "a writer of VHDX and the replay of its log"
+    elif format == "vhd" and not find_spec("hvcore.disk.vhd.disk"):
+        lacks = "dynamic VHDs"
+    elif scenario.build in (build_chain, build_vhd_chain, build_large_chain) and not find_spec("hvcore.disk.chain"):
+        lacks = "differencing disks"
+    return replace(checked(scenario, format), lacks=lacks)
+
+
+FLAT = (checked(flat("raw"), "raw"), checked(flat("vhd"), "vhd"))
+VHDX = tuple(
+    of_format(scenario, "vhdx") for scenario in (growth(), growth(4096), trims(), differencing(), restart(), fixed())
+)
+VHD = tuple(of_format(scenario, "vhd") for scenario in (vhd_growth(), vhd_differencing(), vhd_bitmaps()))
+ALL = (*FLAT, *VHDX, *VHD)
