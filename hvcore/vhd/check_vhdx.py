@@ -55,6 +55,7 @@ from hvcore.disk.vhdx.structures import (
 from hvcore.errors import ImageDirty, ImageError
 from hvcore.progress import Progress
 from hvcore.vhd.check_bat import DROP_OFFSETS, Table, judge_table
+from hvcore.vhd.finding import DAMAGE, NOTE, Finding
 from hvcore.vhd.survey import Survey
 
 IDENTIFIER, HEADER, REPLAY, CLEAR, ENTRIES = "identifier", "headers", "replay", "clear log", "entries"
@@ -257,13 +258,9 @@ def survey_regions(file: ImageFile, file_size: int, header: Header, survey: Vhdx
     table = tables[used]
     assert table is not None
     log = ("the log", header.log_offset, max(1, header.log_length))
-    faults = list(judge_region_table(table, used, file_size))
     places = [log, *((each.name, each.offset, each.length) for each in table.regions if each.length)]
-    for fault in faults:
-        findings.fault(fault, TABLE[used], REGION_TABLES[used])
-    for fault in judge_disjoint(places):
-        faults.append(fault)
-        findings.fault(fault, TABLE[used], REGION_TABLES[used])
+    faults = findings.faults(judge_region_table(table, used, file_size), TABLE[used], REGION_TABLES[used])
+    faults |= findings.faults(judge_disjoint(places), TABLE[used], REGION_TABLES[used])
     for copy, other in enumerate(tables):
         if other is None:
             # A twin that breaks rules itself is no source.
@@ -277,12 +274,12 @@ def survey_regions(file: ImageFile, file_size: int, header: Header, survey: Vhdx
             findings.damage(TABLE[copy], REGION_TABLES[copy], f"{TABLE[copy]} has reserved bytes set")
     if None not in tables and raw[0] != raw[1]:
         findings.damage(TABLE[1], REGION_TABLES[1], "the two region tables differ; the first is used")
-        for fault in judge_region_table(tables[1] or table, 1, file_size):
-            findings.fault(fault, TABLE[1], REGION_TABLES[1])
+        findings.faults(judge_region_table(tables[1] or table, 1, file_size), TABLE[1], REGION_TABLES[1])
     for region in table.regions:
         if region.guid not in REGION_NAMES and not region.required:
             words = f"{region.name} is unknown here and left alone: {region.length} bytes"
-            findings.note(region.name, region.offset, words)
+            findings.many("region", Finding(region.name, region.offset, words, NOTE))
+    findings.summarise("region table")
     survey_metadata(file, file_size, table, places, survey, progress)
 
 
@@ -311,8 +308,7 @@ def survey_metadata(
     if metadata is None:
         findings.damage("metadata table", region.offset, "the metadata table's signature is missing")
         return
-    for fault in judge_metadata(metadata, region.offset, region.length):
-        findings.fault(fault, "metadata table", region.offset)
+    findings.faults(judge_metadata(metadata, region.offset, region.length), "metadata table", region.offset)
     rest = raw[8:10] + raw[12:32] + raw[32 + 32 * metadata.count :]
     if rest.count(0) < len(rest):
         findings.damage("metadata table", region.offset, "the metadata table has reserved bytes set")
@@ -322,9 +318,11 @@ def survey_metadata(
         if item.known and item.flags & 7 != expected:
             name = "parent locator" if item.guid == PARENT_LOCATOR else item.name
             words = f"the {name} has the flags {item.flags & 7}, not {expected}"
-            findings.damage("metadata table", place, words)
+            findings.many("flags", Finding("metadata table", place, words, DAMAGE))
         elif not item.known and not item.required:
-            findings.note("metadata table", place, f"{item.name} is unknown here and left alone: {item.length} bytes")
+            words = f"{item.name} is unknown here and left alone: {item.length} bytes"
+            findings.many("item", Finding("metadata table", place, words, NOTE))
+    findings.summarise("metadata table")
     parameters = survey_items(file, region, metadata.items, survey)
     bat = usable(table, BAT_REGION, file_size)
     if parameters is None:

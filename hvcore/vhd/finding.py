@@ -1,5 +1,6 @@
 """What a check finds, and the list it is gathered in."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from hvcore.errors import ImageDamaged, ImageError
@@ -49,6 +50,17 @@ class Findings:
             structure = error.structure or structure
             offset = offset if error.offset is None else error.offset
         self.damage(structure.removeprefix("the "), offset, str(error), repair)
+
+    def faults(self, errors: Iterable[ImageError], structure: str, offset: int) -> bool:
+        """All of them, or of very many the first ones and how many there are more; whether there was one."""
+        count = 0
+        for error in errors:
+            if count < LISTED:
+                self.fault(error, structure, offset)
+            count += 1
+        if count > LISTED:
+            self.damage(structure, offset, f"{count - LISTED} more faults like these")
+        return count > 0
 
     def room(self, kind: str) -> int:
         """How many more findings of the kind are listed."""

@@ -123,7 +123,7 @@ def judged(path: Path, kind: str) -> CheckResult | None:
         event("could not be looked at")
         return None
     assert {each.severity for each in result.findings} <= {"damage", "warning", "note"}
-    assert len(result.findings) < 5000 and all(each.structure and each.message for each in result.findings)
+    assert len(result.findings) < 1000 and all(each.structure and each.message for each in result.findings)
     assert result.allocated_blocks >= 0 and 0 <= result.unreferenced_bytes <= max(result.file_size, 1 << 41)
     event("clean" if result.clean else "damaged")
     return result
