@@ -10,7 +10,7 @@ from hvcore.disk.vhd.footer import COOKIE, FOOTER_BYTES
 from hvcore.disk.vhdx.structures import SIGNATURE
 from hvcore.errors import ImageError
 from hvcore.progress import Progress, silent
-from hvcore.vhd.check_chain import judge_chain
+from hvcore.vhd.check_chain import judge_parents
 from hvcore.vhd.check_vhd import survey_vhd
 from hvcore.vhd.check_vhdx import survey_vhdx
 from hvcore.vhd.finding import DAMAGE
@@ -64,7 +64,7 @@ def check(
         format = format or recognised(file, file_size)
         survey = inspect(file, file_size, format, progress)
     if chain and survey.type == "differencing":
-        judge_chain(name, format, survey.findings)
+        judge_parents(name, format, survey.findings)
     return result_of(name, format, file_size, survey)
 
 

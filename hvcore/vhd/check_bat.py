@@ -18,11 +18,11 @@ from hvcore.disk.vhdx.structures import MIB, PAGE
 from hvcore.progress import Progress
 from hvcore.vhd.finding import DAMAGE, LISTED, NOTE, WARNING, Finding, Findings
 from hvcore.vhd.holes import next_data
+from hvcore.vhd.survey import DROP_OFFSETS
 
 ENTRIES_AT_ONCE = 1 << 20
 STATE, RESERVED, PLACE_SHIFT = 7, 0xFFFF8, 20
 NOT_PRESENT, UNDEFINED, ZERO, UNMAPPED, FULLY_PRESENT, PARTIALLY_PRESENT = 0, 1, 2, 3, 6, 7
-DROP_OFFSETS = "the offset is set to 0 through the log: a block of zeros has none"
 
 Entries = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]

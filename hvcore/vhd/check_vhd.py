@@ -30,7 +30,6 @@ from hvcore.disk.vhd.header import (
 from hvcore.disk.vhd.layout import MAX_LOCATOR, bitmap_bytes
 from hvcore.errors import ImageDamaged, ImageError
 from hvcore.progress import Progress
-from hvcore.vhd.check_blocks import Blocks, judge_blocks
 from hvcore.vhd.finding import Findings
 from hvcore.vhd.holes import last_data
 from hvcore.vhd.survey import Survey
@@ -236,6 +235,8 @@ def survey_dynamic(
 
     in_place: the last sector is what is left of a footer, and no content, unless something refers to it.
     """
+    from hvcore.vhd.check_blocks import Blocks, judge_blocks  # not before it is needed: numpy is slow to load
+
     findings = survey.findings
     at = footer.data_offset
     if at % 512 or at < FOOTER_BYTES or at > limit - HEADER_BYTES:

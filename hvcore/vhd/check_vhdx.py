@@ -5,6 +5,7 @@ replay is replayed in memory first: all that lies behind the headers is judged a
 """
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from hvcore.disk.medium import ImageFile
 from hvcore.disk.vhdx.layout import (
@@ -54,9 +55,11 @@ from hvcore.disk.vhdx.structures import (
 )
 from hvcore.errors import ImageDirty, ImageError
 from hvcore.progress import Progress
-from hvcore.vhd.check_bat import DROP_OFFSETS, Table, judge_table
 from hvcore.vhd.finding import DAMAGE, NOTE, Finding
-from hvcore.vhd.survey import Survey
+from hvcore.vhd.survey import DROP_OFFSETS, Survey
+
+if TYPE_CHECKING:
+    from hvcore.vhd.check_bat import Table
 
 IDENTIFIER, HEADER, REPLAY, CLEAR, ENTRIES = "identifier", "headers", "replay", "clear log", "entries"
 TABLE = ("region table 1", "region table 2")
@@ -76,7 +79,7 @@ class VhdxSurvey(Survey):
 
     header: Header | None = None
     plan: LogPlan | None = None
-    table: Table | None = None
+    table: "Table | None" = None
     pages: list[int] = field(default_factory=list)
     replayed_size: int = 0
 
@@ -299,6 +302,8 @@ def survey_metadata(
     survey: VhdxSurvey,
     progress: Progress,
 ) -> None:
+    from hvcore.vhd.check_bat import Table, judge_table  # not before it is needed: numpy is slow to load
+
     findings = survey.findings
     region = usable(table, METADATA_REGION, file_size)
     if region is None:

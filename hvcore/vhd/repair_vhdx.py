@@ -5,8 +5,7 @@ An interruption at any moment leaves a file that reads as before, or as after, a
 
 import uuid
 from collections.abc import Iterator
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from hvcore.disk.medium import ImageFile
 from hvcore.disk.vhdx.log import build_entry, plan_pieces, replay_into, update_header
@@ -23,8 +22,10 @@ from hvcore.disk.vhdx.structures import (
 )
 from hvcore.progress import Progress
 from hvcore.vhd.backup import Ranges
-from hvcore.vhd.check_bat import PLACE_SHIFT, RESERVED, STATE, ZERO, Table
 from hvcore.vhd.check_vhdx import CLEAR, ENTRIES, HEADER, IDENTIFIER, REPLAY, TABLE, VhdxSurvey
+
+if TYPE_CHECKING:
+    from hvcore.vhd.check_bat import Table
 
 # As many as a log of 1 MiB holds in one entry, with the room that rule 20 wants.
 PAGES_AT_ONCE = 252
@@ -87,8 +88,12 @@ def repair_vhdx(file: ImageFile, survey: VhdxSurvey, progress: Progress) -> Iter
         yield f"set the offsets of {count} zero blocks to 0"
 
 
-def drop_offsets(file: ImageFile, header: Header, table: Table, pages: list[int], progress: Progress) -> int:
+def drop_offsets(file: ImageFile, header: Header, table: "Table", pages: list[int], progress: Progress) -> int:
     """Zero blocks lose their offset, page by page, each page whole or not at all."""
+    import numpy as np
+
+    from hvcore.vhd.check_bat import PLACE_SHIFT, RESERVED, STATE, ZERO
+
     dropped = 0
     for begin in range(0, len(pages), PAGES_AT_ONCE):
         progress("writing the block allocation table", begin / len(pages))

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from hvcore.vhd.finding import Findings
 
+DROP_OFFSETS = "the offset is set to 0 through the log: a block of zeros has none"
+
 
 @dataclass
 class Survey:
