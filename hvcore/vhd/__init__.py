@@ -2,6 +2,7 @@
 
 from hvcore.disk.image import ImageInfo
 from hvcore.vhd.check import CheckResult, check
+from hvcore.vhd.child import create_child
 from hvcore.vhd.compare import Difference, compare
 from hvcore.vhd.convert import convert
 from hvcore.vhd.create import create
@@ -23,6 +24,7 @@ __all__ = [
     "compare",
     "convert",
     "create",
+    "create_child",
     "info",
     "open",
     "repair",
