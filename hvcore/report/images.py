@@ -78,7 +78,7 @@ def finding_rows(findings: Iterable["Finding"]) -> Iterator[tuple[Text, Text]]:
         if finding.repair is not None:
             yield Text(""), Text(f"repair: {finding.repair}")
         elif finding.severity == "damage":
-            yield Text(""), Text("repair: not possible without loss")
+            yield Text(""), Text("repair: cannot mend this")
 
 
 def check_table(result: "CheckResult") -> RenderableType:
@@ -106,7 +106,7 @@ def check_verdict(result: "CheckResult") -> str:
         return f"{result.path}: damaged; repair can mend it without loss"
     if mendable:
         return f"{result.path}: damaged; repair can mend {mendable} of {len(damage)} findings without loss"
-    return f"{result.path}: damaged; repair cannot mend it without loss"
+    return f"{result.path}: damaged; repair cannot mend it"
 
 
 def repair_table(result: "RepairResult") -> RenderableType:

@@ -336,7 +336,7 @@ def test_chain_lists_the_child_first(run, replaced):
         ((WARNING, replace(WARNING, severity="note"), WARNING), 0, "a.vhdx: clean, 2 warnings"),
         ((HEADER,), 3, "a.vhdx: damaged; repair can mend it without loss"),
         ((HEADER, ENTRY), 3, "a.vhdx: damaged; repair can mend 1 of 2 findings without loss"),
-        ((ENTRY, WARNING), 3, "a.vhdx: damaged; repair cannot mend it without loss"),
+        ((ENTRY, WARNING), 3, "a.vhdx: damaged; repair cannot mend it"),
     ],
 )
 def test_check_ends_in_a_verdict(findings, code, verdict, run, replaced):
@@ -359,7 +359,7 @@ def test_check_says_where_and_what_helps(run, replaced):
         ["repair:", "written", "anew", "from", "header", "2"],
         ["damage", "BAT", "entry", "5,", "byte", "2,097,192", "(0x200028)"],
         ["its", "block", "lies", "beyond", "the", "end", "of", "the", "file"],
-        ["repair:", "not", "possible", "without", "loss"],
+        ["repair:", "cannot", "mend", "this"],
         ["warning", "file"],
         ["1", "MiB", "is", "not", "referenced"],
         ["a.vhdx:", "damaged;", "repair", "can", "mend", "1", "of", "2", "findings", "without", "loss"],
