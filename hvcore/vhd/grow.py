@@ -13,7 +13,7 @@ from hvcore.disk.image import Judged, build
 from hvcore.disk.medium import ImageFile
 from hvcore.disk.vhdx.disk import VhdxDisk
 from hvcore.disk.vhdx.layout import VhdxLayout, bat_entries, bitmap_index, payload_index, region_bytes
-from hvcore.disk.vhdx.structures import BAT_REGION, DISK_SIZE, MIB, PAGE, REGION_TABLES, Region, build_region_table
+from hvcore.disk.vhdx.structures import BAT_REGION, DISK_SIZE, MIB, REGION_TABLES, Region, build_region_table
 from hvcore.progress import Progress
 from hvcore.vhd.locked import Pages
 

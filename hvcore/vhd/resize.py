@@ -36,15 +36,14 @@ def resize(
     The children of a VHDX that changes its size refuse it from then on: their names are not known here. ImageError,
     DiskError: as open(). ValueError: there is no such size.
     """
-    with Locked(path, format) as image:
-        with reported(path):
-            chain = image.judge_chain()
-            try:
-                judge_size(chain[0], size)
-            except BaseException:
-                close_all(chain)
-                raise
-            resize_chain(chain, size, force, progress)
+    with Locked(path, format) as image, reported(path):
+        chain = image.judge_chain()
+        try:
+            judge_size(chain[0], size)
+        except BaseException:
+            close_all(chain)
+            raise
+        resize_chain(chain, size, force, progress)
     return describe(path, chain[0].info.format)
 
 

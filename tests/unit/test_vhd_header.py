@@ -99,7 +99,9 @@ def test_layout(tmp_path: Path) -> None:
     assert (layout.disk_id, layout.parent_id, layout.parent_name) == (vhd.CHILD_ID, BASE, "base.vhd")
     assert layout.locators == [("W2ru", ".\\base.vhd")]
     assert layout.used == [(0, 512), (512, 1024), (TABLE_AT, 1024), (TABLE_AT + 1024, 20)]
-    with pytest.raises(ParentError, match=r"its parent cannot be opened: .*base\.vhd: no such file or directory; name it"):
+    with pytest.raises(
+        ParentError, match=r"its parent cannot be opened: .*base\.vhd: no such file or directory; name it"
+    ):
         open_image(path)
 
 

@@ -26,8 +26,6 @@ from hvcore.disk.vhd.layout import bitmap_bytes
 DISK_TYPES = {"fixed": FIXED, "dynamic": DYNAMIC, "differencing": DIFFERENCING}
 DEFAULT_BLOCK = 2 << 20
 TABLE_AT = FOOTER_BYTES + HEADER_BYTES
-# Data of blocks begin at multiples of 4096, and the file's length is one: so the footer stands here modulo 4096 (15.6).
-FOOTER_AT = 3584
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,6 @@ class Parent:
     timestamp: int
     name: str
     locators: Sequence[tuple[str, str]] = field(default=())
-
-
-def footer_place(end: int) -> int:
-    """Where the footer goes in a file whose content ends at `end`."""
-    return end + (FOOTER_AT - end) % 4096
 
 
 def sectors(length: int) -> int:
@@ -137,7 +130,8 @@ def build_dynamic(file: ImageFile, footer: Footer, block_size: int, parent: Pare
     file.write(footer.data_offset, build_header(header))
     file.flush()
     raw = build(footer)
-    file.write(footer_place(end), raw)
+    # Directly behind: QEMU puts its next block there, and would take a footer further on for the guest's data.
+    file.write(sectors(end), raw)
     file.flush()
     file.write(0, raw)
     file.flush()

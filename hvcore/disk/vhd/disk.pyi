@@ -4,9 +4,6 @@ from uuid import UUID
 
 from hvcore.disk.medium import ImageFile
 from hvcore.disk.ops import Backend
-from hvcore.disk.vhd.footer import DIFFERENCING as DIFFERENCING
-from hvcore.disk.vhd.layout import DIFFERS as DIFFERS
-from hvcore.disk.vhd.layout import HEAD_ONLY as HEAD_ONLY
 from hvcore.disk.vhd.layout import VhdLayout
 
 @final

@@ -44,7 +44,6 @@ cdef enum:
     WHOLE_BYTES = 256 << 10      # a table up to this size is read and judged when the disk is opened
     STEP_BYTES = 32 << 20        # by which the file grows at least, unless fewer blocks are left
     ALIGNED = 4096               # data of new blocks begin at multiples of it (15.6)
-    FOOTER_AT = 3584             # remainder modulo ALIGNED of the footer's place: the file's length is a multiple
 
 cdef uint64_t MOST = <uint64_t> 0xFFFFFFFF * VHD_SECTOR      # no block may begin here or later
 
@@ -157,8 +156,9 @@ cdef int vhd_read(void *pointer, uint64_t offset, const iovec *iov, int count, u
 # ---- Space at the end of the file
 
 cdef inline uint64_t footer_place(uint64_t end) noexcept nogil:
-    """Where the footer goes behind `end` (15.6)."""
-    return end + (FOOTER_AT - end) % ALIGNED
+    """Where the footer goes behind `end`: at once. Other writers put their next block there and expect zeros in it; a
+    footer further on would show in the guest's data."""
+    return end + -end % VHD_SECTOR
 
 
 cdef inline uint64_t block_stride(uint64_t slot) noexcept nogil:
