@@ -39,6 +39,11 @@ def lock_image(fd: int, *, write: bool) -> None:
         raise in_use(write)
 
 
+def give_up_writing(fd: int) -> None:
+    """Turns a writer's lock into a reader's."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, HELD + WRITE, 1, 0))
+
+
 def in_use(write: bool) -> ImageInUse:
     error = ImageInUse(
         "in use by another program: cannot be opened for writing" if write else "in use by a program that writes it"

@@ -1245,6 +1245,21 @@ cdef class VhdxDisk(Backend):
             raise disk_error(status)
         return bool(moved)
 
+    def settle(self):
+        """What close() does to the file (O10), while it stays open: it is a clean image then, may be read, and a later
+        write begins anew. No other call may be running.
+        """
+        cdef int status
+        self.writable()
+        with nogil:
+            status = finish(&self.state)
+        if status != DISK_OK:
+            raise disk_error(status)
+
+    def fileno(self):
+        """Of the open file, which stays the disk's."""
+        return self.file.fileno()
+
     def close(self):
         """Ends the session (O10) and closes the file, which ends its locks, and the parent. Idempotent; no call may be
         running. DiskError: not all could be made durable; file and parent are closed all the same.

@@ -1,0 +1,95 @@
+"""Images in use, and checkpoints of them: from one moment on all changes go to a new child."""
+
+import contextlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from hvcore.disk.chain import MAX_DEPTH, too_deep
+from hvcore.disk.image import ImageInfo, judge, open_described, open_file, reported
+from hvcore.disk.locks import give_up_writing
+from hvcore.disk.medium import ImageFile
+from hvcore.disk.ops import Backend
+from hvcore.disk.probe import PROBE
+from hvcore.disk.switch import SwitchDisk
+from hvcore.disk.vhd.disk import VhdDisk
+from hvcore.disk.vhdx.disk import VhdxDisk
+from hvcore.errors import ImageError
+from hvcore.vhd.child import make_child
+from hvcore.vhd.newfile import new_file
+
+
+def open_live(
+    path: str | os.PathLike[str],
+    *,
+    mode: str = "r",
+    format: str | None = None,
+    sector_size: int | None = None,
+    parent: str | os.PathLike[str] | None = None,
+) -> tuple[Backend, ImageInfo]:
+    """As open_described(); a dynamic or differencing disk that is open for writing can have checkpoints."""
+    disk, info = open_described(path, mode=mode, format=format, sector_size=sector_size, parent=parent)
+    if mode == "r+" and isinstance(disk, VhdDisk | VhdxDisk):
+        return SwitchDisk(disk), info
+    return disk, info
+
+
+def checkpoint(disk: Backend, info: ImageInfo, path: str | os.PathLike[str]) -> ImageInfo:
+    """Makes the new differencing image `path` on top of an image in use, of which `info` says what it is; returns what
+    the new one is. The disk goes on with it: the image of before keeps what it held at one moment between requests,
+    durable and closed cleanly, and is only read from then on.
+
+    Requests wait meanwhile; none fails. When the child cannot be made (ImageError, DiskError) they go on as before.
+    """
+    if not isinstance(disk, SwitchDisk):
+        raise ImageError(f"{info.path}: only a VHD or VHDX that is open for writing can have checkpoints, no raw image")
+    made: list[ImageInfo] = []
+
+    def switch(top: Backend) -> Backend:
+        assert isinstance(top, VhdDisk | VhdxDisk)
+        refuse_depth(top)
+        child, child_info = make_top(top, info, path)
+        made.append(child_info)
+        return child
+
+    disk.exchange(switch)
+    return made[0]
+
+
+def refuse_depth(top: Backend) -> None:
+    depth, at = 0, getattr(top, "parent", None)
+    while at is not None:
+        depth, at = depth + 1, getattr(at, "parent", None)
+    if depth >= MAX_DEPTH:
+        raise too_deep()
+
+
+def make_top(
+    top: VhdDisk | VhdxDisk, info: ImageInfo, path: str | os.PathLike[str]
+) -> tuple[VhdDisk | VhdxDisk, ImageInfo]:
+    """A child of the disk `top`, which is idle, open for writing; it owns `top`."""
+    name = os.fspath(path)
+    top.settle()
+    # The lock is that of the open file, which the duplicate shares: nobody can come in between.
+    with ImageFile(os.dup(top.fileno()), probe=PROBE.get(), name=info.path) as seen:
+        with reported(info.path):
+            parent = judge(seen, False, info.format, info.sector_size)
+        parent = replace(parent, info=replace(parent.info, path=info.path))
+        with new_file(path) as file, reported(path):
+            make_child(file, name, parent, info.block_size)
+    try:
+        with reported(path):
+            file = open_file(name, True)
+            try:
+                child = judge(file, True, info.format, info.sector_size)
+                disk = child.disk(top)
+            except BaseException:
+                file.close()
+                raise
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(path).unlink()
+        raise
+    give_up_writing(top.fileno())
+    assert isinstance(disk, VhdDisk | VhdxDisk)
+    return disk, replace(child.info, path=name, parent=info.path)
