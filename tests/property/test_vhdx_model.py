@@ -54,7 +54,7 @@ def below(kind: str, folder: Path, sector_size: int) -> Backend | None:
 
 
 @pytest.mark.parametrize(("kind", "sector_size"), [("dynamic", 512), ("dynamic", 4096), ("ram", 512), ("file", 4096)])
-@settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     start=st.lists(BLOCK, min_size=BLOCKS, max_size=BLOCKS),
     short=st.booleans(),

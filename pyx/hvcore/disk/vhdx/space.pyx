@@ -114,6 +114,11 @@ cdef Freed *space_node() noexcept nogil:
 
 
 cdef void space_free(Space *space, Freed *node, uint64_t start, uint64_t width) noexcept nogil:
+    # Blocks that lie one after the other, as most do, share a node: a disk is often trimmed as a whole.
+    if space.fresh != NULL and space.fresh.start + space.fresh.width == start:
+        space.fresh.width += width
+        free(node)
+        return
     node.start = start
     node.width = width
     node.next = space.fresh
