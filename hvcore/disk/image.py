@@ -269,13 +269,16 @@ def judge(file: ImageFile, write: bool, format: str | None, sector_size: int) ->
     return judge_vhd(file, file_size, write) if format == "vhd" else judge_vhdx(file, file_size, write)
 
 
-def judge_chain(first: Judged, search: Search | None) -> list[Judged]:
+def judge_chain(
+    first: Judged, search: Search | None, children: Sequence[tuple[int, int]] = ()
+) -> list[Judged]:
     """The image and all its parents, each judged; its info and notes are completed by what the parents are.
 
-    A loop, as a chain may be deeper than Python's stack. On an error all files but the first one are closed again.
+    children: places of files that will be its children, so that none may be among its parents. A loop, as a chain may
+    be deeper than Python's stack. On an error all files but the first one are closed again.
     """
     chain = [first]
-    trail = {place(first.file)}
+    trail = {place(first.file), *children}
     paths: list[str] = []
     try:
         while (link := chain[-1].link) is not None:

@@ -1,13 +1,12 @@
 """Whether two images hold the same disk."""
 
-import heapq
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from hvcore.progress import Progress, silent
 from hvcore.vhd.copy import chunks
-from hvcore.vhd.extents import data_ranges
+from hvcore.vhd.extents import data_ranges, union
 from hvcore.vhd.image import Image
 from hvcore.vhd.image import open as open_vhd
 
@@ -45,20 +44,7 @@ def compare(
 
 def present(one: Image, two: Image) -> Iterator[tuple[int, int]]:
     """What may not be zeros in at least one of the two, ascending and disjoint."""
-    pending: tuple[int, int] | None = None
-    for start, end in heapq.merge(*(ends(data_ranges(image.extents(chain=True))) for image in (one, two))):
-        if pending is not None and start <= pending[1]:
-            pending = (pending[0], max(pending[1], end))
-            continue
-        if pending is not None:
-            yield pending[0], pending[1] - pending[0]
-        pending = (start, end)
-    if pending is not None:
-        yield pending[0], pending[1] - pending[0]
-
-
-def ends(ranges: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    return ((start, start + length) for start, length in ranges)
+    return union(*(data_ranges(image.extents(chain=True)) for image in (one, two)))
 
 
 def content(image: Image, start: int, length: int) -> bytearray:

@@ -1,5 +1,6 @@
 """Which parts of a disk are there, and in which file of its chain."""
 
+import heapq
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -57,3 +58,30 @@ def data_ranges(extents: Iterator[Extent]) -> Iterator[tuple[int, int]]:
     for extent in extents:
         if extent.state != "zero":
             yield extent.offset, extent.length
+
+
+def union(*ranges: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what is in at least one of several lists of ranges, ascending and disjoint as they are."""
+    pending: tuple[int, int] | None = None
+    for start, end in heapq.merge(*(((start, start + length) for start, length in each) for each in ranges)):
+        if pending is not None and start <= pending[1]:
+            pending = (pending[0], max(pending[1], end))
+            continue
+        if pending is not None:
+            yield pending[0], pending[1] - pending[0]
+        pending = (start, end)
+    if pending is not None:
+        yield pending[0], pending[1] - pending[0]
+
+
+def intersection(one: Iterator[tuple[int, int]], two: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what is in both of two ascending lists of ranges."""
+    left, right = next(one, None), next(two, None)
+    while left is not None and right is not None:
+        start, end = max(left[0], right[0]), min(left[0] + left[1], right[0] + right[1])
+        if start < end:
+            yield start, end - start
+        if left[0] + left[1] <= right[0] + right[1]:
+            left = next(one, None)
+        else:
+            right = next(two, None)

@@ -1,5 +1,5 @@
-"""Making a VHDX larger (disk-formats.md 14). Whatever interrupts it, the disk has the old size or the new one, and reads
-the same up to the old one."""
+"""Making a VHDX larger (disk-formats.md 14). Whatever interrupts it, the disk has the old size or the new one, and up
+to the old one reads the same."""
 
 import array
 import os
@@ -24,8 +24,10 @@ BATCH = 200  # pages of one log entry, which holds 252
 
 @dataclass(frozen=True)
 class NewBlocks:
-    """What a table of `blocks` blocks says of those behind the first `old`. zeros: they are zeros whatever a parent holds; place:
-    where those of a fixed disk begin, one behind the other; otherwise they are not present."""
+    """What a table of `blocks` blocks says of those behind the first `old`.
+
+    zeros: they are zeros, whatever a parent holds. place: where those of a fixed disk begin, one behind the other.
+    """
 
     old: int
     blocks: int

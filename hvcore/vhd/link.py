@@ -1,13 +1,13 @@
 """What a child stores of its parent, and parents that are about to be stored."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
-from hvcore.disk.chain import Search, folder_of
-from hvcore.disk.image import Judged, close_files, judge, judge_chain, open_file, reported
+from hvcore.disk.chain import Search, cyclic, folder_of
+from hvcore.disk.image import Judged, close_files, judge, judge_chain, open_file, place, reported
 from hvcore.disk.vhd.create import Parent
 from hvcore.disk.vhd.footer import EPOCH
 from hvcore.disk.vhd.header import NAME_BYTES, RELATIVE
@@ -59,20 +59,25 @@ def judge_clean(image: Judged) -> None:
 
 
 @contextmanager
-def parent_chain(path: str | os.PathLike[str], format: str | None) -> Iterator[list[Judged]]:
-    """Opens what is to be a parent, with its own parents, all for reading. Nothing is closed that was taken over.
+def parent_chain(
+    path: str | os.PathLike[str], format: str | None, children: Sequence[tuple[int, int]] = ()
+) -> Iterator[list[Judged]]:
+    """Opens what is to be a parent, with its own parents, all for reading, and closes them.
 
-    ImageError, beginning with its name: it cannot be a parent.
+    children: places of files (hvcore.disk.image.place) that must not be among them. ImageError, beginning with its
+    name: it cannot be a parent.
     """
     name = os.fspath(path)
     with reported(name):
         file = open_file(name, False)
         try:
+            if place(file) in children:
+                raise cyclic()
             first = judge(file, False, format, 512)
             if first.info.format == "raw":
                 raise ImageError("a raw image cannot have children: convert it to VHDX first")
             judge_clean(first)
-            chain = judge_chain(first, Search(name))
+            chain = judge_chain(first, Search(name), children)
         except BaseException:
             file.close()
             raise

@@ -1,4 +1,4 @@
-"""Images that are changed as files: locked once, opened several times; and structures that are changed by whole pages."""
+"""Images that are changed as files: locked once, opened several times; structures that are changed by whole pages."""
 
 import os
 from types import TracebackType

@@ -4,8 +4,9 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
+from uuid import UUID
 
-from hvcore.disk.image import ImageInfo, Judged, build, describe, reported
+from hvcore.disk.image import ImageInfo, Judged, build, close_files, describe, reported
 from hvcore.disk.vhdx.disk import VhdxDisk
 from hvcore.disk.vhdx.layout import MAX_DISK, VhdxLayout
 from hvcore.errors import ImageError
@@ -30,8 +31,8 @@ def resize(
     size: bytes, a multiple of the sector size; up to 64 TiB for VHDX, 2040 GiB for VHD. What is added reads as zeros,
     in a child too, whatever its parents hold there; a fixed image takes the space now. format: needed for raw.
 
-    A VHDX gets smaller if what is cut off reads as zeros, or by force: the data there are lost. A raw image gets smaller
-    by force only, a VHD never. Whatever interrupts it, and be it `progress`, the disk has one of both sizes and its data.
+    A VHDX gets smaller if what is cut off reads as zeros, or by force: the data there are lost. A raw image gets
+    smaller by force only, a VHD never. Whatever interrupts it, and be it `progress`, the disk has one of both sizes.
 
     The children of a VHDX that changes its size refuse it from then on: their names are not known here. ImageError,
     DiskError: as open(). ValueError: there is no such size.
@@ -39,21 +40,16 @@ def resize(
     with Locked(path, format) as image, reported(path):
         chain = image.judge_chain()
         try:
-            judge_size(chain[0], size)
-        except BaseException:
-            close_all(chain)
-            raise
-        resize_chain(chain, size, force, progress)
+            judge_size(chain[0].info, size)
+            if size != chain[0].info.size:
+                resize_chain(chain, size, force, progress)
+        finally:
+            close_files(chain)
     return describe(path, chain[0].info.format)
 
 
-def close_all(chain: list[Judged]) -> None:
-    for each in chain:
-        each.file.close()
-
-
-def judge_size(image: Judged, size: int) -> None:
-    info = image.info
+def judge_size(info: ImageInfo, size: int) -> None:
+    """ValueError: no disk of this format has such a size."""
     most = {"vhdx": MAX_DISK, "vhd": 2040 << 30, "raw": 1 << 62}[info.format]
     if size <= 0 or size % info.sector_size:
         raise ValueError(f"the size is a positive multiple of {info.sector_size}, not {size}")
@@ -62,23 +58,18 @@ def judge_size(image: Judged, size: int) -> None:
 
 
 def resize_chain(chain: list[Judged], size: int, force: bool, progress: Progress) -> None:
-    """Resizes the first image, which is open for writing, and closes all files."""
+    """Gives the first image, which is open for writing, another size, and closes most files."""
     info = chain[0].info
-    try:
-        if size == info.size:
-            return
-        if info.format == "raw":
-            resize_raw(chain[0], size, force)
-        elif info.format == "vhd" and size < info.size:
-            raise ImageError("a VHD cannot be made smaller, by Windows neither: convert it")
-        elif info.format == "vhd":
-            grow_vhd(chain, size, progress)
-        elif size > info.size:
-            grow_vhdx(chain, size, None, progress)
-        else:
-            shrink_vhdx(chain, size, force, progress)
-    finally:
-        close_all(chain)
+    if info.format == "raw":
+        resize_raw(chain[0], size, force)
+    elif info.format == "vhd" and size < info.size:
+        raise ImageError("a VHD cannot be made smaller, by Windows neither: convert it")
+    elif info.format == "vhd":
+        grow_vhd(chain, size, progress)
+    elif size > info.size:
+        grow_vhdx(chain, size, None, progress)
+    else:
+        shrink_vhdx(chain, size, force, None, progress)
 
 
 def resize_raw(image: Judged, size: int, force: bool) -> None:
@@ -101,8 +92,11 @@ def cut_off(disk: VhdxDisk, size: int) -> Iterator[tuple[int, int]]:
             offset += CHUNK
 
 
-def shrink_vhdx(chain: list[Judged], size: int, force: bool, progress: Progress) -> None:
-    """First the blocks behind the new end go, then the size changes, then the file is cut (14, rule 11)."""
+def shrink_vhdx(chain: list[Judged], size: int, force: bool, guid: UUID | None, progress: Progress) -> None:
+    """First the blocks behind the new end go, then the size changes, then the file is cut (14, rule 11).
+
+    guid: the DataWriteGuid that it gets, None: a new one.
+    """
     layout = chain[0].layout
     assert isinstance(layout, VhdxLayout)
     disk = build(chain)
@@ -115,7 +109,7 @@ def shrink_vhdx(chain: list[Judged], size: int, force: bool, progress: Progress)
                     raise ImageError(
                         f"there are data behind the new end, from about {offset} on: force it to lose them"
                     )
-        disk.begin()
+        disk.begin(guid)
         progress("shrinking", 0.0)
         kept = -(-size // layout.block_size)
         gone = layout.blocks - kept
