@@ -147,6 +147,9 @@ def test_check_ends_with_findings_or_one_error(
         size = path.stat().st_size
         result = judged(path, kind)
         assert path.stat().st_size == size and (result is None or result.file_size == size)
+        # What is clean can be opened and read; a child's parent is not there to be opened.
+        if result is not None and result.clean and "child" not in kind:
+            assert content(path, kind) is not None
 
 
 @given(st.sampled_from(KINDS), CHANGES, st.booleans(), LENGTHS)
