@@ -98,8 +98,10 @@ class Judge:
         # Blocks of files that could not hold them are damage and kept nowhere, so that a place fits its type.
         self.limit = -(-table.file_size // MIB)
         self.type = np.uint32 if self.limit < 1 << 32 else np.uint64
-        self.payload: list[Array] = []
-        self.bitmaps: list[Array] = []
+        # Room for all; only what is filled takes memory.
+        self.payload: Array = np.empty(table.blocks, self.type)
+        self.bitmaps: Array = np.empty(table.chunks, self.type)
+        self.owners = self.maps = 0  # how many of them are filled
         self.partial = np.full(table.chunks, -1, np.int64)  # the first entry of the chunk in state 7
         self.mapped = np.zeros(table.chunks, np.bool_)  # whether the chunk has a sector bitmap
         self.last_bitmap = 0
@@ -190,7 +192,8 @@ class Judge:
         anchored = placed & ((states == UNDEFINED) | (states == UNMAPPED))
         # Full blocks past the end of the file are damage already; they own what there is of their place all the same.
         owned = np.flatnonzero((full & placed | anchored) & (places < np.uint64(self.limit)))
-        self.payload.append(places[owned].astype(self.type))
+        self.payload[self.owners : self.owners + len(owned)] = places[owned]
+        self.owners += len(owned)
         self.space.allocated += int(np.count_nonzero(full))
 
     def judge_bitmaps(self, at: Indices, entries: Entries, indices: Indices, chunks: Indices) -> None:
@@ -213,16 +216,14 @@ class Judge:
         found("bitmap end", DAMAGE, present & ~inside, "{block} at MiB {mib} ends behind the end of the file")
         self.mapped[chunks[present]] = True
         good = np.flatnonzero(present & inside & (places != 0))
-        self.bitmaps.append(places[good].astype(self.type))
+        self.bitmaps[self.maps : self.maps + len(good)] = places[good]
+        self.maps += len(good)
         for i in good[chunks[good] == self.table.chunks - 1].tolist():
             self.last_bitmap = int(places[i]) * MIB
 
     def finish(self, progress: Progress) -> None:
         table, findings = self.table, self.findings
-        payload = np.concatenate([np.empty(0, self.type), *self.payload])
-        self.payload.clear()
-        bitmaps = np.concatenate([np.empty(0, self.type), *self.bitmaps])
-        self.bitmaps.clear()
+        payload, bitmaps = self.payload[: self.owners], self.bitmaps[: self.maps]
         payload.sort()
         bitmaps.sort()
         self.judge_overlaps(payload, bitmaps, progress)
@@ -262,9 +263,13 @@ class Judge:
             first(payload[low:high], hits, name)
             low, high = np.searchsorted(bitmaps, np.array([start, stop], self.type))
             first(bitmaps[low:high], bitmap_hits, name)
-        close = np.flatnonzero(payload[1:] - payload[:-1] < size)
-        first(payload[close + 1], hits, "")
-        first(payload[close], hits, "")
+        overlapping = 0
+        for begin in range(0, len(payload), ENTRIES_AT_ONCE):
+            part = payload[begin : begin + ENTRIES_AT_ONCE + 1]
+            close = np.flatnonzero(part[1:] - part[:-1] < size)
+            first(part[close + 1], hits, "")
+            first(part[close], hits, "")
+            overlapping += len(close)
         doubled = np.flatnonzero(bitmaps[1:] == bitmaps[:-1])
         first(bitmaps[doubled], bitmap_hits, "another sector bitmap")
         # The block that begins last before each bitmap's end.
@@ -274,8 +279,8 @@ class Judge:
             first(bitmaps[covered], bitmap_hits, "a block")
         if hits or bitmap_hits:
             self.name_overlaps(hits, bitmap_hits, progress)
-        if len(close) > LISTED:
-            self.findings.damage("BAT", self.table.offset, f"{len(close)} blocks overlap the block before them")
+        if overlapping > LISTED:
+            self.findings.damage("BAT", self.table.offset, f"{overlapping} blocks overlap the block before them")
 
     def name_overlaps(self, hits: dict[int, str], bitmap_hits: dict[int, str], progress: Progress) -> None:
         size, ratio = self.table.block_mib, self.table.ratio

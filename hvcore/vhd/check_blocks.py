@@ -62,7 +62,8 @@ def read_entries(file: ImageFile, blocks: Blocks, progress: Progress) -> Iterato
 def judge_blocks(file: ImageFile, blocks: Blocks, findings: Findings, progress: Progress) -> Space:
     """Judges every entry, and for a dynamic disk every bitmap; of the data only what a bitmap says is not there."""
     last = blocks.limit // SECTOR - blocks.sectors  # where the last block may begin, sectors
-    parts: list[Array] = []
+    starts: Array = np.empty(blocks.blocks, np.uint32)  # room for all; only what is filled takes memory
+    count = 0
     for first, entries in read_entries(file, blocks, progress):
         allocated = entries != UNALLOCATED
         # These need no place in memory: a table that was never written, one hole, would have nothing else.
@@ -73,15 +74,20 @@ def judge_blocks(file: ImageFile, blocks: Blocks, findings: Findings, progress: 
         outside = np.flatnonzero(allocated & (entries.astype(np.int64) > last))
         words = "block {block} at sector {sector} ends behind the content's end"
         report("end", outside + first, entries[outside], words, blocks, findings)
-        parts.append(entries[allocated])
-    starts = np.concatenate([np.empty(0, np.uint32), *parts])
-    parts.clear()
+        found = entries[allocated]
+        starts[count : count + len(found)] = found
+        count += len(found)
+    starts = starts[:count]
     starts.sort()
     places = judge_overlaps(starts, blocks)
     if places:
         name_overlaps(file, blocks, places, findings, progress)
     findings.summarise("BAT")
-    misaligned = int(np.count_nonzero((starts.astype(np.int64) * SECTOR + blocks.bitmap_bytes) % 4096))
+    misaligned = sum(
+        # Of sectors: eight make a page.
+        int(np.count_nonzero((starts[begin : begin + ENTRIES_AT_ONCE] % 8 + blocks.bitmap_bytes // SECTOR) % 8))
+        for begin in range(0, count, ENTRIES_AT_ONCE)
+    )
     if misaligned:
         words = f"the data of {misaligned} blocks do not begin at a multiple of 4096: slow on disks of such sectors"
         findings.note("BAT", blocks.table_offset, words)
@@ -114,9 +120,11 @@ def judge_overlaps(starts: Array, blocks: Blocks) -> dict[int, str]:
         begin, end = np.searchsorted(starts, bounds)
         for place in starts[begin : min(end, begin + LISTED + 1)].tolist():
             places.setdefault(place, name)
-    close = np.flatnonzero(starts[1:] - starts[:-1] < size)[: LISTED + 1]
-    for place in (*starts[close].tolist(), *starts[close + 1].tolist()):
-        places.setdefault(place, "")
+    for begin in range(0, len(starts), ENTRIES_AT_ONCE):
+        part = starts[begin : begin + ENTRIES_AT_ONCE + 1]
+        close = np.flatnonzero(part[1:] - part[:-1] < size)[: max(0, LISTED + 1 - len(places))]
+        for place in (*part[close].tolist(), *part[close + 1].tolist()):
+            places.setdefault(place, "")
     return places
 
 
