@@ -10,6 +10,7 @@ import pytest
 import hvcore.vhd
 from hvcore.errors import ImageError, ImageInUse
 from hvcore.vhd.check import CheckResult, Finding, check
+from hvcore.vhd.repair import repair
 from tests.reference import damage, vhd, vhdx
 from tests.reference.damage import BAT_AT, CHUNK, LOG_AT, METADATA_AT, MIB, PAYLOAD_AT, REGIONS, VHD_BLOCK, VHD_SIZE
 from tests.reference.vhdx import BAT, DISK_SIZE, HEADERS, LOG, LOGICAL, METADATA, PHYSICAL, REGION_TABLES
@@ -491,3 +492,32 @@ def test_progress_ends_the_work(tmp_path: Path) -> None:
     damage.dynamic_vhdx(tmp_path / "disk.vhdx")
     with pytest.raises(StopError):
         check(tmp_path / "disk.vhdx", progress=stop)
+
+
+@pytest.mark.parametrize("format", ["vhdx", "vhd"])
+@pytest.mark.parametrize("child", [False, True])
+def test_written_images_are_clean(tmp_path: Path, format: str, child: bool) -> None:
+    """After each session, and after a flush in the middle of one, when a log waits for its replay."""
+    path = tmp_path / f"disk.{format}"
+    size = damage.SIZE if format == "vhdx" else VHD_SIZE
+    if child and format == "vhdx":
+        damage.dynamic_vhdx(tmp_path / "base.vhdx")
+        damage.child_vhdx(path)
+    elif child:
+        damage.dynamic_vhd(tmp_path / "base.vhd")
+        damage.child_vhd(path)
+    else:
+        hvcore.vhd.create(path, size, format, block_size=size // 4)
+    for start in range(0, size, size // 4):
+        with hvcore.vhd.open(path, "r+") as image:
+            image.write(start + 512, b"x" * 4096)
+            image.flush()
+            shutil.copy(path, tmp_path / "copy")  # as a crash leaves it, all written
+            if start and format == "vhdx":
+                image.trim(0, size // 4)
+        for each in (path, tmp_path / "copy"):
+            result = check(each, format, chain=each == path)
+            assert result.clean and not found(result, "warning"), result.findings
+    copied = check(tmp_path / "copy", format, chain=False)
+    assert copied.log == ("to be replayed" if format == "vhdx" else None)
+    assert repair(tmp_path / "copy", format).remaining == ()
