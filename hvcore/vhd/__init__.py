@@ -10,6 +10,7 @@ from hvcore.vhd.extents import Extent
 from hvcore.vhd.finding import Finding
 from hvcore.vhd.image import Image, chain, info, open
 from hvcore.vhd.repair import RepairResult, repair
+from hvcore.vhd.resize import resize
 
 __all__ = [
     "CheckResult",
@@ -28,4 +29,5 @@ __all__ = [
     "info",
     "open",
     "repair",
+    "resize",
 ]
