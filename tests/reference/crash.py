@@ -252,13 +252,16 @@ def journal_file() -> Iterator[int]:
         os.close(fd)
 
 
-def lay_out(folder: Path, files: dict[str, Content]) -> None:
-    """Makes the folder hold these files, and no others."""
+def lay_out(folder: Path, files: dict[str, Content], laid: dict[str, Content] | None = None) -> None:
+    """Makes the folder hold these files, and no others. laid: those that are there and need not be written again."""
+    laid = {} if laid is None else laid
     for path in folder.iterdir():
         if path.name not in files:
             path.unlink()
     for name, content in files.items():
-        content.store(folder / name)
+        if laid.get(name) is not content:
+            content.store(folder / name)
+            laid[name] = content
 
 
 def taken(folder: Path) -> dict[str, Content]:
@@ -424,10 +427,19 @@ def look(scenario: Scenario, folder: Path, mode: str) -> bytes:
 
 
 def recover(
-    scenario: Scenario, folder: Path, files: dict[str, Content], judge: Judge, *, overlay: bool, check: bool
+    scenario: Scenario,
+    folder: Path,
+    files: dict[str, Content],
+    judge: Judge,
+    *,
+    overlay: bool,
+    check: bool,
+    laid: dict[str, Content] | None = None,
 ) -> bytes:
-    """Opens what a cut has left. Returns the content; AssertionError: what is wrong."""
-    lay_out(folder, files)
+    """Opens what a cut has left. Returns the content; AssertionError: what is wrong. laid: see lay_out()."""
+    if laid is not None:
+        laid.pop(scenario.disk, None)
+    lay_out(folder, files, laid)
     path = folder / scenario.disk
     try:
         scenario.mend(path)
@@ -468,6 +480,7 @@ def explore(
     later = base > 1000
     seen = 0
     last = -1
+    laid: dict[str, Content] = {}
     ways = journal.cuts(
         recording.start,
         recording.names,
@@ -499,6 +512,7 @@ def explore(
                 judge,
                 overlay=seen % effort.overlay == 0,
                 check=seen % effort.check == 0,
+                laid=laid,
             )
         except AssertionError as error:
             text = f"{scenario.name}: cut after {cut} records; {way}: {error}\n{story(recording, cut)}"

@@ -179,9 +179,11 @@ class FileState:
         self.loose: list[Record] = []
         self.grows: list[bool] = []  # of the loose records: whether a change of size made the file longer
         self.size = start.size  # with all that is loose
+        self.touched = False
         self.begun = 0  # loose records before the beginning of the last flush
 
     def advance(self, record: Record) -> None:
+        self.touched = True
         if record.kind == FLUSH:
             self.begun = len(self.loose)
         elif record.kind == FLUSHED:
@@ -323,8 +325,8 @@ def cuts(
     """(number of records before the cut, way of losing, the files it leaves), for every cut from `first` on.
 
     start: the files, by name; names: the name of each file number. A file that is not in `start` begins empty, and is
-    in the answer once there are records of it. Every answer is a new state in no cut's order but its own; equal states
-    are not left out.
+    in the answer once there are records of it. Equal states are not left out; of a file without any records so far, the
+    answer has the very Content of `start`.
     """
     rng = Random(seed)
     states: dict[str, FileState] = defaultdict(lambda: FileState(Content()))
@@ -336,4 +338,8 @@ def cuts(
         if cut < first:
             continue
         for way, kept in ways({name: state.loose for name, state in states.items()}, rng, random, each):
-            yield cut, way, {name: state.after(kept[name]) for name, state in states.items()}
+            yield (
+                cut,
+                way,
+                {name: state.after(kept[name]) if state.touched else start[name] for name, state in states.items()},
+            )
