@@ -21,10 +21,11 @@ from tests.reference.crash import (
     fast_folder,
     lay_out,
     look,
+    operation,
     record,
     wander,
 )
-from tests.reference.scenarios import ALL, VHD, VHDX
+from tests.reference.scenarios import ALL, TOOLS, VHD, VHDX, Tool
 
 Report = Callable[[str, object], None]
 
@@ -55,6 +56,18 @@ def run(scenario: Scenario, folder: Path, report: Report, effort: Effort) -> Non
 @pytest.mark.parametrize("scenario", cases(ALL))
 def test_every_cut(scenario: Scenario, folder: Path, record_property: Report) -> None:
     run(scenario, folder, record_property, LIGHT)
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
+def test_every_cut_inside_a_tool(tool: Tool, folder: Path, record_property: Report) -> None:
+    """The content is the one before or the one after, and once the tool has returned, the one after."""
+    if tool.scenario.lacks:
+        pytest.skip(f"needs {tool.scenario.lacks}")
+    tally = Tally()
+    recording = operation(tool.scenario, folder, tool.function, tool.after)
+    assert recording.records
+    explore(tool.scenario, recording, folder, tally, LIGHT)
+    record_property("crash_points", (tool.name, tally.states, tally.later))
 
 
 @pytest.mark.slow

@@ -375,11 +375,12 @@ def lived(scenario: Scenario, folder: Path, content: bytes, base: int = 0) -> Re
 
 
 def operation(
-    scenario: Scenario, folder: Path, function: Callable[[Path], object], after: bytes, *between: bytes
+    scenario: Scenario, folder: Path, function: Callable[[Path], object], after: bytes | None = None, *between: bytes
 ) -> Recording:
-    """`function` on the disk's path: afterwards the content is `after`, and inside it that, or as before, or one of
-    `between`."""
+    """A tool's `function` on the disk's path: afterwards the content is `after` (None: what it was); inside it that, or
+    as before, or one of `between`. It works in place: the journal knows nothing of renamed files."""
     before = scenario.build(folder)
+    after = before if after is None else after
     start = taken(folder)
     with journal_file() as log, probing(Probe(log)) as probe:
         function(folder / scenario.disk)

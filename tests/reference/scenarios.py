@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 from uuid import UUID
 
 from hvcore.disk.image import open_image
@@ -17,6 +18,7 @@ from hvcore.vhd import create
 from tests.reference import vhdx
 from tests.reference.crash import Disk, Scenario, Step, fresh
 from tests.reference.vhdx import MIB
+from tests.reference.writer import Writer
 
 W, T, F = "write", "trim", "flush"
 FLUSH: Step = (F, 0, 0)
@@ -233,6 +235,32 @@ def fixed() -> Scenario:
     )
 
 
+def build_dirty_chain(folder: Path) -> bytes:
+    """A child that was never closed: several entries of its log wait for their replay."""
+    content = bytearray(build_chain(folder))
+    disk = Writer(folder / "disk.vhdx", "r+", parent=Writer(folder / "base.vhdx", "r"), lazy=True)
+    for number, (sector, length) in enumerate(
+        ((3, 2), (2 * BLOCK - 4, 8), (4 * BLOCK, 1), (5, 6), (BLOCK, BLOCK)), 900
+    ):
+        data = fresh(number, sector, length)
+        content[sector * 512 : sector * 512 + len(data)] = data
+        disk.write(sector * 512, data)
+        disk.flush()
+    disk.release()
+    return bytes(content)
+
+
+def replay() -> Scenario:
+    """Opening is what is cut: it replays a log, again and again."""
+    return Scenario(
+        name="replay of a log",
+        disk="disk.vhdx",
+        block=BLOCK,
+        build=build_dirty_chain,
+        steps=((W, 9, 1), FLUSH, (W, 4, 1)),
+    )
+
+
 SMALL = 16 << 10  # block size of the VHDs; 128 of their blocks fill one sector of the table
 UNIT = SMALL // 512
 VHD_BLOCKS = 132
@@ -393,20 +421,35 @@ def checked(scenario: Scenario, format: str) -> Scenario:
     return replace(scenario, open=open_format, check=check)
 
 
-def of_format(scenario: Scenario, format: str) -> Scenario:
-    lacks = ""
+CHAINS = (build_chain, build_dirty_chain, build_vhd_chain, build_large_chain)
+
+
+def of_format(format: str, *scenarios: Scenario) -> tuple[Scenario, ...]:
+    return tuple(replace(checked(each, format), lacks=lacking(each, format)) for each in scenarios)
+
+
+def lacking(scenario: Scenario, format: str) -> str:
+    """What hvcore cannot do yet, in words."""
     if format == "vhdx" and not (hasattr(VhdxDisk, "commit") and find_spec("hvcore.disk.vhdx.log")):
-        lacks = "a writer of VHDX and the replay of its log"
-    elif format == "vhd" and not find_spec("hvcore.disk.vhd.disk"):
-        lacks = "dynamic VHDs"
-    elif scenario.build in (build_chain, build_vhd_chain, build_large_chain) and not find_spec("hvcore.disk.chain"):
-        lacks = "differencing disks"
-    return replace(checked(scenario, format), lacks=lacks)
+        return "a writer of VHDX and the replay of its log"
+    if format == "vhd" and not find_spec("hvcore.disk.vhd.disk"):
+        return "dynamic VHDs"
+    if scenario.build in CHAINS and not find_spec("hvcore.disk.chain"):
+        return "differencing disks"
+    return ""
+
+
+class Tool(NamedTuple):
+    """Something that works on an image by its path, in place, and the content that it leaves (None: as it was)."""
+
+    name: str
+    scenario: Scenario
+    function: Callable[[Path], object]
+    after: bytes | None = None
 
 
 FLAT = (checked(flat("raw"), "raw"), checked(flat("vhd"), "vhd"))
-VHDX = tuple(
-    of_format(scenario, "vhdx") for scenario in (growth(), growth(4096), trims(), differencing(), restart(), fixed())
-)
-VHD = tuple(of_format(scenario, "vhd") for scenario in (vhd_growth(), vhd_differencing(), vhd_bitmaps()))
+VHDX = of_format("vhdx", growth(), growth(4096), trims(), differencing(), restart(), replay(), fixed())
+VHD = of_format("vhd", vhd_growth(), vhd_differencing(), vhd_bitmaps())
 ALL = (*FLAT, *VHDX, *VHD)
+TOOLS = tuple(Tool("opening after a cut", each, lambda path: open_image(path, mode="r+").close()) for each in VHDX[5:6])

@@ -1,7 +1,7 @@
 """A plain VHDX writer with log and replay, in the order of disk-formats.md 10, for blocks of 1 MiB and one thread.
 
-It is the twin that tells whether a crash test bites: `wrong` names a rule that it breaks. Of hostile input it knows
-nothing.
+It is the twin that tells whether a crash test bites: `wrong` names a rule that it breaks. A `lazy` one applies nothing,
+so that a dropped image has its whole log to replay. Of hostile input it knows nothing.
 """
 
 import os
@@ -43,11 +43,14 @@ def sound(block: bytes, signature: bytes) -> bool:
 
 
 class Writer:
-    def __init__(self, path: Path, mode: str, wrong: str = "", parent: "Writer | None" = None) -> None:
+    def __init__(
+        self, path: Path, mode: str, wrong: str = "", parent: "Writer | None" = None, *, lazy: bool = False
+    ) -> None:
         self.file = ImageFile(
             os.open(path, os.O_RDWR if mode == "r+" else os.O_RDONLY), probe=PROBE.get(), name=str(path)
         )
         self.wrong = wrong
+        self.lazy = lazy
         self.parent = parent
         self.writes = mode == "r+"
         try:
@@ -171,7 +174,7 @@ class Writer:
             self.guids[2] = NO_LOG
             self.update_header()
             self.start_log()
-        entry = self.log_entry(pages)
+        entry = self.log_entry(pages, 0 if self.lazy else None)
         if self.wrong == "applied before logged":
             self.unapplied = pages
             self.apply()
@@ -356,7 +359,7 @@ class Writer:
         self.dirty = set()
         self.dropped = []
         # What is applied before this flush needs its entry no more: the next one's tail is its own place.
-        if self.wrong != "tail too early":
+        if self.wrong != "tail too early" and not self.lazy:
             self.apply()
         if self.wrong != "no data flush":
             self.flush_file()
