@@ -3,18 +3,23 @@
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hvcore.disk.crc import crc32c
 from hvcore.disk.image import open_image
-from hvcore.errors import ImageError
+from hvcore.errors import ImageError, ParentError
 from hvcore.vhd import create
+from hvcore.vhd import open as open_vhd
 from tests.reference import vhdx
+from tests.reference.exercise import exercise
+from tests.reference.hostile import Change, File, Seed, seeds, vhdx_file, written
 from tests.reference.vhdx import BAT_AT, HEADERS, METADATA_AT, MIB, PAYLOAD_AT, REGION_TABLES
 
 BLOCKS = 2
@@ -200,3 +205,118 @@ def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, head: bytes, tail: 
     for format in (None, "vhd", "vhdx"):
         with pytest.raises(ImageError):
             open_image(path, format=format)
+
+
+# Every structure of every kind of image, changed field by field ------------------------------------------------------
+
+SEEDS = {f"{seed.format} {seed.name}": seed for seed in seeds()}
+RANDOM = st.lists(
+    st.tuples(st.integers(0, 255), st.integers(0, 255), st.integers(0, (1 << 64) - 1), st.integers(0, 15)), max_size=5
+)
+
+SAME_FOLDER = [HealthCheck.function_scoped_fixture]  # every image replaces the one before
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """In memory where there is a file system for that: these tests flush thousands of times."""
+    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
+        yield Path(name)
+
+
+@pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
+def test_unchanged_image_opens(folder: Path, seed: Seed) -> None:
+    assert exercise(written(folder, seed, []), seed.format)
+    assert exercise(written(folder, seed, []), None)
+
+
+@pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
+@settings(derandomize=True, deadline=None, max_examples=40, suppress_health_check=SAME_FOLDER)
+@given(changes=RANDOM, recognise=st.booleans())
+def test_changed_image(folder: Path, seed: Seed, changes: list[Change], recognise: bool) -> None:
+    exercise(written(folder, seed, changes), None if recognise else seed.format)
+
+
+@pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
+def test_every_field_at_its_edges(folder: Path, seed: Seed) -> None:
+    """One field at a time, all copies alike, to nothing, to all ones and by one."""
+    for which, (number, structure) in enumerate(seed.targets):
+        for where in range(min(len(structure.fields), 40) if structure is not None and number == 0 else 0):
+            for value in (0, 1 << 3, (1 << 64) - 1, 3 + 8 * 5):
+                path = written(folder, seed, [(which, where, value, 0)])
+                open_only(path, seed.format)
+
+
+def open_only(path: Path, format: str) -> None:
+    with suppress(ImageError), open_vhd(path, "r", format) as image:
+        image.read(0, image.sector_size)
+
+
+@pytest.mark.parametrize("links", [("a", "a"), ("a", "b", "a"), ("a", "b", "c", "b")])
+def test_chain_in_a_circle(folder: Path, links: tuple[str, ...]) -> None:
+    for name, parent in pairwise(links):
+        file = vhdx_file(f"{name}.vhdx", MIB, [0], flags=2, parent=f".\\{parent}.vhdx")
+        written(folder, Seed(name, "vhdx", (file,)), [])
+    with pytest.raises(ParentError) as caught:
+        open_vhd(folder / "a.vhdx")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("links", [255, 256, 300])
+def test_chain_of_any_depth(folder: Path, links: int) -> None:
+    """256 images are a chain; more are refused before they are all open."""
+    for n in range(links):
+        parent = None if n == links - 1 else f"{n + 1}.vhdx"
+        file = vhdx_file(f"{n}.vhdx", MIB, [0], flags=2 if parent else 0, parent=parent)
+        written(folder, Seed("link", "vhdx", (file,)), [])
+    if links <= 256:
+        with open_vhd(folder / "0.vhdx") as image:
+            assert image.read(0, MIB) == bytes(MIB)
+    else:
+        with pytest.raises(ParentError):
+            open_vhd(folder / "0.vhdx")
+
+
+def test_missing_parent(folder: Path) -> None:
+    file = vhdx_file("c.vhdx", MIB, [0], flags=2, parent="gone.vhdx")
+    with pytest.raises(ParentError, match=r"gone\.vhdx"):
+        open_vhd(written(folder, Seed("orphan", "vhdx", (file,)), []))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        ".",
+        "..",
+        "\\",
+        "..\\" * 40 + "etc\\passwd",
+        "\0",
+        "a\0b",
+        "\ud800",
+        "/dev/zero",
+        "con",
+        "x" * 5000,
+        "c.vhdx\\",
+    ],
+)
+def test_hostile_parent_path(folder: Path, path: str) -> None:
+    """A locator may say anything; nothing is opened that is no image, and the answer is one line."""
+    raw = vhdx_file("c.vhdx", MIB, [0], flags=2, parent="X" * len(path))
+    text = path.encode("utf-16-le", "surrogatepass")
+    pieces = {
+        at: data.replace(("X" * len(path)).encode("utf-16-le"), text) if path else data
+        for at, data in raw.pieces.items()
+    }
+    file = File(raw.name, raw.size, pieces, raw.structures)
+    with pytest.raises(ImageError) as caught:
+        open_vhd(written(folder, Seed("liar", "vhdx", (file,)), []))
+    assert "\n" not in str(caught.value)
+
+
+def test_parent_that_is_a_pipe(folder: Path) -> None:
+    """Opening one would wait for a writer."""
+    os.mkfifo(folder / "p.vhdx")
+    file = vhdx_file("c.vhdx", MIB, [0], flags=2, parent="p.vhdx")
+    with pytest.raises(ImageError, match="neither a regular file"):
+        open_vhd(written(folder, Seed("child", "vhdx", (file,)), []))
