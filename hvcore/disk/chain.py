@@ -100,7 +100,7 @@ def folder_of(path: str) -> Path:
 def candidates(child: str, link: Link) -> Iterator[tuple[str, str]]:
     """(path, "") of each file that may be the parent, in the order of trial, or (as stored, why it is not followed)."""
     folder = folder_of(child)
-    for kind, text in link.paths:
+    for kind, text in dict.fromkeys(link.paths):
         slashed = text.replace("\\", "/")
         if kind == "absolute":
             # Drives and volumes are names of another machine.

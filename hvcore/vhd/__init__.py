@@ -10,6 +10,7 @@ from hvcore.vhd.create import create
 from hvcore.vhd.extents import Extent
 from hvcore.vhd.finding import Finding
 from hvcore.vhd.image import Image, chain, info, open
+from hvcore.vhd.merge import merge
 from hvcore.vhd.rebase import rebase
 from hvcore.vhd.repair import RepairResult, repair
 from hvcore.vhd.resize import resize
@@ -31,6 +32,7 @@ __all__ = [
     "create",
     "create_child",
     "info",
+    "merge",
     "open",
     "rebase",
     "repair",
