@@ -269,9 +269,7 @@ def judge(file: ImageFile, write: bool, format: str | None, sector_size: int) ->
     return judge_vhd(file, file_size, write) if format == "vhd" else judge_vhdx(file, file_size, write)
 
 
-def judge_chain(
-    first: Judged, search: Search | None, children: Sequence[tuple[int, int]] = ()
-) -> list[Judged]:
+def judge_chain(first: Judged, search: Search | None, children: Sequence[tuple[int, int]] = ()) -> list[Judged]:
     """The image and all its parents, each judged; its info and notes are completed by what the parents are.
 
     children: places of files that will be its children, so that none may be among its parents. A loop, as a chain may

@@ -78,6 +78,7 @@ class HostProcess:
             "stop": lambda vm: self._vm(vm).stop(),
             "delete": self._delete,
             "list": lambda: [vm.describe() for vm in self._vms.values()],
+            "checkpoint": lambda vm, disk, image: self._vm(vm).checkpoint(disk, image),
             "counters": lambda vm: self._vm(vm).counters(),
             "trace": lambda vm, enable=None: self._vm(vm).trace(enable),
             "events": self._events_since,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hvcore.disk.image import open_image
+from hvcore.disk.image import ImageInfo
 from hvcore.disk.ops import Backend
 from hvcore.dispatch.host import Dispatch
 from hvcore.errors import Error, HostError, ImageError
@@ -22,6 +22,7 @@ from hvcore.partition.emulator import Drive, Emulator
 from hvcore.partition.loop import HANGUP, READ, WRITE, Loop
 from hvcore.scsi.target import Target
 from hvcore.storage.packet import SCSI_INTERFACE
+from hvcore.vhd.live import checkpoint, open_live
 from hvcore.vmbus.attach import Refusal
 from hvcore.vmbus.gpadl import Gpadl
 from hvcore.vmbus.message import STATUS_SUCCESS, STATUS_UNSUCCESSFUL
@@ -86,7 +87,7 @@ class _Attached:
 class VirtualDisk:
     """One disk of a VM: configuration, open image, place in the data path, channel offered to the guest."""
 
-    def __init__(self, config: DiskConfig, image: Backend, index: int, offer: Offer) -> None:
+    def __init__(self, config: DiskConfig, image: "OpenImage", index: int, offer: Offer) -> None:
         self.config = config
         self.image = image
         self.index = index
@@ -99,8 +100,17 @@ class VirtualDisk:
             "lun": 0,
             "path": self.config.path,
             "ide_mode": self.config.ide_mode,
-            "image": self.config.image,
+            "image": self.image.info.path,
+            "parent": self.image.info.parent,
         }
+
+
+class OpenImage:
+    """An image that one or more disks of a VM share. info: what it is now; after a checkpoint that is the new child."""
+
+    def __init__(self, disk: Backend, info: ImageInfo) -> None:
+        self.disk = disk
+        self.info = info
 
 
 class Vm:
@@ -116,7 +126,7 @@ class Vm:
         self._loop = loop
         self._hypervisor = hypervisor
         self._note = note
-        self._images: dict[tuple[object, ...], Backend] = {}
+        self._images: dict[tuple[object, ...], OpenImage] = {}
         self._drives: list[Drive] = []
         self._emulator: Emulator | None = None
         self._watch: _Watch | None = None
@@ -140,7 +150,7 @@ class Vm:
 
     # Disks.
 
-    def _open(self, disk: DiskConfig) -> Backend:
+    def _open(self, disk: DiskConfig) -> OpenImage:
         """Two disks of one VM may name the same image: they then share it, as its lock would keep the second out."""
         try:
             found = Path(disk.image).stat()
@@ -150,12 +160,13 @@ class Vm:
         image = self._images.get(key)
         if image is None:
             mode = "r" if disk.read_only else "r+"
-            image = open_image(disk.image, mode=mode, format=disk.format, sector_size=disk.sector_size)
+            image = OpenImage(*open_live(disk.image, mode=mode, format=disk.format, sector_size=disk.sector_size))
             self._images[key] = image
         return image
 
     def _add_disk(self, disk: DiskConfig, number: int) -> None:
-        image = self._open(disk)
+        opened = self._open(disk)
+        image = opened.disk
         identity = uuid.uuid5(self.id, str(len(self.disks)))
         target = Target(image, id=identity.bytes, serial=identity.hex[:20])
         place = {}
@@ -169,13 +180,26 @@ class Vm:
             self._drives.append((channel, drive, image.size // 512, image.read_only, identity.hex[:20], physical))
             place = {"channel": channel, "drive": drive, "mode": IDE_MODES.index(disk.ide_mode)}
         index = self.dispatch.add_disk(target, disk.path, vm=number, **place)
-        self.disks.append(VirtualDisk(disk, image, index, Offer(SCSI_INTERFACE, identity)))
+        self.disks.append(VirtualDisk(disk, opened, index, Offer(SCSI_INTERFACE, identity)))
 
     def _close_images(self) -> None:
         for image in self._images.values():
-            with contextlib.suppress(Error):
-                image.close()
+            try:
+                image.disk.close()
+            except Error as error:
+                self._note("image not closed cleanly", vm=self.config.name, image=image.info.path, reason=str(error))
         self._images.clear()
+
+    def checkpoint(self, disk: int, image: str) -> dict[str, Any]:
+        """From now on disk number `disk` writes into the new differencing image `image`, on top of the present one."""
+        if not isinstance(disk, int) or not 0 <= disk < len(self.disks):
+            raise ValueError(f"{self.config.name} has no disk {disk!r}")
+        if not isinstance(image, str) or not image or "\0" in image:
+            raise ValueError(f"a checkpoint's image is the name of a new file, not {image!r}")
+        opened = self.disks[disk].image
+        opened.info = checkpoint(opened.disk, opened.info, image)
+        self._note("checkpoint", vm=self.config.name, disk=disk, image=image)
+        return self.describe()
 
     # Life.
 
@@ -393,7 +417,7 @@ class Vm:
             "guest": self._server is not None,
             "memory": self.config.memory,
             "worker": self._emulator.process.pid if self._emulator is not None else None,
-            "disks": [disk.describe() | {"size": disk.image.size} for disk in self.disks],
+            "disks": [disk.describe() | {"size": disk.image.info.size} for disk in self.disks],
         }
 
 

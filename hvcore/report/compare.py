@@ -12,7 +12,7 @@ from hvcore.partition.vm import context_switches
 from hvcore.report import machine, model
 from hvcore.report.bench import Bench, Subject, bench, check_block, latency, subject, traced
 from hvcore.report.options import CompareOptions
-from hvcore.report.progress import Progress
+from hvcore.progress import Progress
 
 ROUNDS = 4  # of each path, in turns: what disturbs the machine disturbs them alike
 WARM_UP_SECONDS = 0.1

@@ -7,7 +7,7 @@ from hvcore.dispatch.load import run_disk
 from hvcore.report import machine, model
 from hvcore.report.bench import Bench, Subject, bench, check_block, latency, subject, traced
 from hvcore.report.options import ExplainOptions
-from hvcore.report.progress import Progress
+from hvcore.progress import Progress
 from hvcore.report.steps import timed_steps
 
 MEMORY = 64 << 20

@@ -8,6 +8,7 @@ from typing import Self
 from hvcore.disk.image import ImageInfo, describe_chain, open_described
 from hvcore.disk.ops import Backend
 from hvcore.vhd.extents import Extent, resolved
+from hvcore.vhd.live import checkpoint, open_live
 
 
 class Image:
@@ -72,6 +73,15 @@ class Image:
             return resolved(self.backend)  # type: ignore[arg-type]
         return (Extent(*piece) for piece in self.backend.extents())  # type: ignore[attr-defined]
 
+    def checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Goes on with the new differencing image `path` on top of this one, which keeps what it holds now, durable and
+        closed cleanly, and is only read from here on. Other threads' requests wait meanwhile; none fails.
+
+        ImageError: the child cannot be made, and the disk goes on as before; raw, fixed VHD and read-only images have
+        no checkpoints.
+        """
+        self.info = checkpoint(self.backend, self.info, path)
+
     def close(self) -> None:
         """Makes durable what was written, closes the file cleanly and ends its lock. Idempotent.
 
@@ -96,8 +106,8 @@ def open(
     sector_size: int | None = None,
     parent: str | os.PathLike[str] | None = None,
 ) -> Image:
-    """Opens an image; mode "r" or "r+". See hvcore.disk.image.open_described for the arguments and errors."""
-    return Image(*open_described(path, mode=mode, format=format, sector_size=sector_size, parent=parent))
+    """Opens an image; mode "r" or "r+". See hvcore.disk.image.open_image for the arguments and errors."""
+    return Image(*open_live(path, mode=mode, format=format, sector_size=sector_size, parent=parent))
 
 
 def info(path: str | os.PathLike[str], format: str | None = None) -> ImageInfo:

@@ -13,7 +13,7 @@ from hvcore.partition.guest import Guest
 from hvcore.report.compare import compare
 from hvcore.report.explain import explain
 from hvcore.report.options import CompareOptions, ExplainOptions
-from hvcore.report.progress import silent
+from hvcore.progress import silent
 from tests.reference.vms import IDE_MODES, MIB, content, raw
 
 PORT_ACCESSES = {"dma": 15, "pio": 2063, "pio-string": 23, "pio-multiple": 16}
