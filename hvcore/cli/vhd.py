@@ -299,7 +299,7 @@ def resize(
                 force=force,
                 progress=progress,
             )
-        show_image("resize", resized, json, size_before=before)
+        show_image("resize", resized, json, previous_size=before)
 
 
 @commands.command("compact")

@@ -243,7 +243,7 @@ def test_disks_grow(name, done, tmp_path):
     with vhd.open(tmp_path / name, "r+", *(["raw"] if option else [])) as image:
         image.write(SIZE - 512, b"\3" * 512)
     grown = done("resize", name, "+16M", *option)
-    assert (grown["size_before"], grown["size"]) == (SIZE, 2 * SIZE)
+    assert (grown["previous_size"], grown["size"]) == (SIZE, 2 * SIZE)
     with vhd.open(tmp_path / name, "r", *(["raw"] if option else [])) as image:
         assert image.read(SIZE - 512, 1024) == b"\3" * 512 + bytes(512)
 

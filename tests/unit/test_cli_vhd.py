@@ -159,7 +159,7 @@ def test_resize_takes_a_size_or_a_growth(text, size, run, replaced):
     assert (code, resize.arguments) == (0, ("a.vhdx", size))
     assert resize.options == {"format": "vhdx", "force": True}
     found = json.loads(out)
-    assert (found["schema"], found["size"], found["size_before"]) == ("hvcore.vhd-resize/1", size, 64 * MIB)
+    assert (found["schema"], found["size"], found["previous_size"]) == ("hvcore.vhd-resize/1", size, 64 * MIB)
 
 
 @pytest.mark.parametrize(
