@@ -9,10 +9,10 @@ from hvcore.dispatch.load import run_channel, run_disk
 from hvcore.errors import Error
 from hvcore.metrics.histogram import LatencyHistogram
 from hvcore.partition.vm import context_switches
+from hvcore.progress import Progress
 from hvcore.report import machine, model
 from hvcore.report.bench import Bench, Subject, bench, check_block, latency, subject, traced
 from hvcore.report.options import CompareOptions
-from hvcore.progress import Progress
 
 ROUNDS = 4  # of each path, in turns: what disturbs the machine disturbs them alike
 WARM_UP_SECONDS = 0.1

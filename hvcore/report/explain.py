@@ -4,10 +4,10 @@ import time
 
 from hvcore.disk.image import open_image
 from hvcore.dispatch.load import run_disk
+from hvcore.progress import Progress
 from hvcore.report import machine, model
 from hvcore.report.bench import Bench, Subject, bench, check_block, latency, subject, traced
 from hvcore.report.options import ExplainOptions
-from hvcore.progress import Progress
 from hvcore.report.steps import timed_steps
 
 MEMORY = 64 << 20

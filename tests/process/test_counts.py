@@ -10,10 +10,10 @@ import hvcore
 from hvcore.partition.client import VirtualMachine
 from hvcore.partition.disk import Disk
 from hvcore.partition.guest import Guest
+from hvcore.progress import silent
 from hvcore.report.compare import compare
 from hvcore.report.explain import explain
 from hvcore.report.options import CompareOptions, ExplainOptions
-from hvcore.progress import silent
 from tests.reference.vms import IDE_MODES, MIB, content, raw
 
 PORT_ACCESSES = {"dma": 15, "pio": 2063, "pio-string": 23, "pio-multiple": 16}

@@ -6,13 +6,13 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from hvcore.vhd.compact import CompactResult
 
 import hvcore.vhd
 from hvcore.cli import main
 from hvcore.disk.image import ImageInfo
 from hvcore.errors import DiskError, ImageDamaged, ImageInUse
 from hvcore.vhd.check import CheckResult, Finding
+from hvcore.vhd.compact import CompactResult
 from hvcore.vhd.compare import Difference
 from hvcore.vhd.extents import Extent
 from hvcore.vhd.repair import RepairResult

@@ -4,7 +4,6 @@ import os
 import struct
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Literal
 from uuid import UUID
 
 from hvcore.disk.medium import ImageFile
@@ -55,7 +54,7 @@ LOG_OFFSET = MIB
 FULLY_PRESENT = 6
 BAT_AT_ONCE = 1 << 17  # entries, 1 MiB
 
-Type = Literal["fixed", "dynamic", "differencing"]
+TYPES = ("fixed", "dynamic", "differencing")
 
 
 def default_block_size(size: int) -> int:
@@ -67,7 +66,7 @@ def build_vhdx(
     file: ImageFile,
     *,
     size: int,
-    type: Type,
+    type: str,
     block_size: int | None = None,
     sector_size: int = 512,
     physical_sector_size: int = 4096,
@@ -141,14 +140,14 @@ def build_vhdx(
 
 def judge_arguments(
     size: int,
-    type: Type,
+    type: str,
     block_size: int,
     sector_size: int,
     physical_sector_size: int,
     locator: ParentLocator | None,
     log_length: int,
 ) -> None:
-    if type not in ("fixed", "dynamic", "differencing"):
+    if type not in TYPES:
         raise ValueError(f'the type of a VHDX is "fixed", "dynamic" or "differencing", not {type!r}')
     for name, value in (("sector", sector_size), ("physical sector", physical_sector_size)):
         if value not in SECTOR_SIZES:
