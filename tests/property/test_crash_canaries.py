@@ -189,8 +189,9 @@ def test_a_tool_that_stops_half_way_is_caught() -> None:
             disk.flush()
             disk.close()
 
-        after = content[: 4 * SECTOR][::-1] + content[4 * SECTOR :]
-        recording = operation(scenario, folder, copied, after)
+        recording = operation(
+            scenario, folder, copied, lambda before: before[: 4 * SECTOR][::-1] + before[4 * SECTOR :]
+        )
         with pytest.raises(AssertionError, match="none of 2 allowed contents"):
             explore(scenario, recording, folder, Tally())
 

@@ -138,10 +138,10 @@ class Oracle:
 
 
 class Whole:
-    """The Oracle of a tool: the content is one of `before`, and `after` once the tool has returned (at `end`)."""
+    """The Oracle of a tool: the content is `before` or `after`, and `after` once the tool has returned (at `end`)."""
 
-    def __init__(self, before: list[bytes], after: bytes, end: int) -> None:
-        self.allowed = [*before, after]
+    def __init__(self, before: bytes, after: bytes, end: int) -> None:
+        self.allowed = [before, after]
         self.after = after
         self.end = end
         self.flushes = 0
@@ -375,18 +375,17 @@ def lived(scenario: Scenario, folder: Path, content: bytes, base: int = 0) -> Re
 
 
 def operation(
-    scenario: Scenario, folder: Path, function: Callable[[Path], object], after: bytes | None = None, *between: bytes
+    scenario: Scenario, folder: Path, function: Callable[[Path], object], after: Callable[[bytes], bytes]
 ) -> Recording:
-    """A tool's `function` on the disk's path: afterwards the content is `after` (None: what it was); inside it that, or
-    as before, or one of `between`. It works in place: the journal knows nothing of renamed files."""
+    """A tool's `function` on the disk's path: inside it, the content is as before or `after` that; once it has
+    returned, the latter. It works in place: the journal knows nothing of renamed files."""
     before = scenario.build(folder)
-    after = before if after is None else after
     start = taken(folder)
     with journal_file() as log, probing(Probe(log)) as probe:
         function(folder / scenario.disk)
         records, positions, names = parsed(log, probe.names)
     complete(start, names, records, folder)
-    return Recording(start, names, records, positions, lambda: Whole([before, *between], after, positions[-1]))
+    return Recording(start, names, records, positions, lambda: Whole(before, after(before), positions[-1]))
 
 
 def complete(start: dict[str, Content], names: list[str], records: list[Record], folder: Path) -> None:

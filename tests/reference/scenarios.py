@@ -421,9 +421,6 @@ def checked(scenario: Scenario, format: str) -> Scenario:
     return replace(scenario, open=open_format, check=check)
 
 
-CHAINS = (build_chain, build_dirty_chain, build_vhd_chain, build_large_chain)
-
-
 def of_format(format: str, *scenarios: Scenario) -> tuple[Scenario, ...]:
     return tuple(replace(checked(each, format), lacks=lacking(each, format)) for each in scenarios)
 
@@ -440,16 +437,71 @@ def lacking(scenario: Scenario, format: str) -> str:
 
 
 class Tool(NamedTuple):
-    """Something that works on an image by its path, in place, and the content that it leaves (None: as it was)."""
+    """Something that works on an image by its path, in place; `more`: zeros that it appends to the content."""
 
     name: str
     scenario: Scenario
     function: Callable[[Path], object]
-    after: bytes | None = None
+    more: int = 0
 
 
+def build_holes(folder: Path) -> bytes:
+    """Blocks of zeros among others, none in its order."""
+    content: dict[int, bytes | int] = {0: bytes(MIB), 3: block(3), 1: bytes(MIB), 2: block(2)}
+    vhdx.build(folder / "disk.vhdx", 4 * MIB, content)
+    return b"".join(block(n) if n in (2, 3) else bytes(MIB) for n in range(4))
+
+
+def build_clean_child(folder: Path) -> bytes:
+    content = build_dirty_chain(folder)
+    Writer(folder / "disk.vhdx", "r+", parent=Writer(folder / "base.vhdx", "r")).close()
+    return content
+
+
+def build_vhd_child(folder: Path) -> bytes:
+    content = bytearray(build_vhd_chain(folder))
+    with open_image(folder / "disk.vhd", mode="r+", format="vhd") as disk:
+        for number, (sector, length) in enumerate(((3, 2), (40, 40), (128 * UNIT, 1), (131 * UNIT, 4)), 700):
+            data = fresh(number, sector, length)
+            content[sector * 512 : sector * 512 + len(data)] = data
+            disk.write(sector * 512, data)
+        disk.flush()
+    return bytes(content)
+
+
+def tool(
+    name: str, module: str, format: str, build: Callable[[Path], bytes], *arguments: object, more: int = 0
+) -> Tool:
+    """hvcore.vhd.<module>.<module>(path, *arguments)."""
+
+    def function(path: Path) -> object:
+        return getattr(import_module(f"hvcore.vhd.{module}"), module)(path, *arguments)
+
+    scenario = Scenario(name, f"disk.{format}", build, block=BLOCK if format == "vhdx" else UNIT)
+    (ready,) = of_format(format, scenario)
+    if not find_spec(f"hvcore.vhd.{module}"):
+        ready = replace(ready, lacks=f"hvcore.vhd.{module}")
+    return Tool(name, ready, function, more)
+
+
+CHAINS = (
+    build_chain,
+    build_dirty_chain,
+    build_clean_child,
+    build_vhd_chain,
+    build_vhd_child,
+    build_large_chain,
+)
 FLAT = (checked(flat("raw"), "raw"), checked(flat("vhd"), "vhd"))
+REPLAYS = of_format("vhdx", replay())
 VHDX = of_format("vhdx", growth(), growth(4096), trims(), differencing(), restart(), replay(), fixed())
 VHD = of_format("vhd", vhd_growth(), vhd_differencing(), vhd_bitmaps())
 ALL = (*FLAT, *VHDX, *VHD)
-TOOLS = tuple(Tool("opening after a cut", each, lambda path: open_image(path, mode="r+").close()) for each in VHDX[5:6])
+TOOLS = (
+    *(Tool("opening after a cut", each, lambda path: open_image(path, mode="r+").close()) for each in REPLAYS),
+    tool("compact VHDX", "compact", "vhdx", build_holes),
+    tool("merge VHDX", "merge", "vhdx", build_clean_child),
+    tool("merge VHD", "merge", "vhd", build_vhd_child),
+    tool("grow VHDX", "resize", "vhdx", build_holes, 7 * MIB, more=3 * MIB),
+    tool("grow differencing VHDX", "resize", "vhdx", build_clean_child, 7 * MIB, more=2 * MIB),
+)

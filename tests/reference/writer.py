@@ -91,7 +91,7 @@ class Writer:
         }
         places = [self.entry(n)[1] for n in [*range(self.blocks), *([BITMAP] if self.child else [])]]
         used = [self.bat_offset + bat_length, metadata + MIB, *(place + MIB for place in places if place)]
-        self.end = max(used)
+        self.end: int = max(used)
         if self.file.size() < self.end:
             raise ImageError("a block ends behind the file")
         partial = any(self.entry(n)[0] == PARTIAL for n in range(self.blocks))
