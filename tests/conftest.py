@@ -167,10 +167,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     told = [(name, value, report) for report in reports for name, value in getattr(report, "user_properties", [])]
     cuts = {value[0]: value[1:] for name, value, _ in told if name == "crash_points"}
     faults = [value for name, value, _ in told if name == "faults"]
-    bad = sum(report.failed for report in reports if "test_crash_points" in report.nodeid)
+
+    def verdict(module: str, good: str) -> str:
+        bad = sum(report.failed for report in reports if module in report.nodeid)
+        return f"{bad} tests FAILED" if bad else good
+
     if cuts:
         states = sum(map(sum, cuts.values()))
-        end = "all opened, clean and complete" if not bad else f"{bad} FAILED"
+        end = verdict("test_crash_points", "all opened, clean and complete")
         terminalreporter.write_line(f"crash points: {states:,} states in {len(cuts)} scenarios, {end}")
         if terminalreporter.verbosity > 0:
             for scenario, (first, later) in cuts.items():
@@ -178,4 +182,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if faults:
         runs = sum(runs for _, runs in faults)
         scenarios = len({scenario for scenario, _ in faults})
-        terminalreporter.write_line(f"faults: {runs:,} runs of {scenarios} scenarios, nothing flushed was lost")
+        end = verdict("test_faults", "nothing flushed was lost")
+        terminalreporter.write_line(f"faults: {runs:,} runs of {scenarios} scenarios, {end}")
