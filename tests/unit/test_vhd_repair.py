@@ -5,7 +5,9 @@ import itertools
 import json
 import os
 import re
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,35 @@ def test_many_zero_blocks(tmp_path: Path) -> None:
     result = repair(path)
     assert result.remaining == () and result.actions == ("set the offsets of 300 zero blocks to 0",)
     assert path.read_bytes()[BAT_AT : BAT_AT + len(raw)] == expected
+
+
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
+@pytest.mark.parametrize("name", VHDX)
+def test_qemu_takes_what_was_put_right(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "disk.vhdx"
+    damage.dynamic_vhdx(path)
+    (tmp_path / "raw").write_bytes(damage.vhdx_content(path.read_bytes()))
+    damaged(path, VHDX[name][0])
+    repair(path, "vhdx")
+    subprocess.run(["qemu-img", "check", "-q", "-f", "vhdx", str(path)], check=True)
+    files = [str(path), str(tmp_path / "raw")]
+    subprocess.run(["qemu-img", "compare", "-q", "-f", "vhdx", "-F", "raw", *files], check=True)
+
+
+SEVEN_ZIP = shutil.which("7zz")
+
+
+@pytest.mark.skipif(SEVEN_ZIP is None, reason="7-Zip is not installed")
+@pytest.mark.parametrize("format", ["VHDX", "VHD"])
+def test_7zip_takes_what_was_put_right(tmp_path: Path, format: str) -> None:
+    assert SEVEN_ZIP is not None
+    for number, fault in enumerate([each[0] for each in VHDX.values()] if format == "VHDX" else VHD.values()):
+        path = tmp_path / f"{number}.{format.lower()}"
+        damage.dynamic_vhdx(path) if format == "VHDX" else damage.dynamic_vhd(path)
+        damaged(path, fault)
+        repair(path, format.lower())
+        done = subprocess.run([SEVEN_ZIP, "t", f"-t{format}", str(path)], capture_output=True, text=True)
+        assert done.returncode == 0, (number, done.stdout)
 
 
 UNREPAIRABLE = {
