@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from hvcore.progress import Progress, silent
-from hvcore.vhd.copy import chunks
+from hvcore.vhd.copy import aligned, chunks
 from hvcore.vhd.extents import data_ranges, union
 from hvcore.vhd.image import Image
 from hvcore.vhd.image import open as open_vhd
@@ -33,11 +34,15 @@ def compare(
     with open_vhd(first, format=first_format) as one, open_vhd(second, format=second_format) as two:
         size = max(one.size, two.size)
         sizes = (one.size, two.size)
-        for start, length in chunks(present(one, two), size):
-            progress("comparing", start / size)
-            left, right = content(one, start, length), content(two, start, length)
-            if left != right:
-                return Difference(False, start + first_difference(left, right), sizes)
+        pieces = chunks(aligned(present(one, two), max(one.sector_size, two.sector_size)), size)
+        with ThreadPoolExecutor(1, thread_name_prefix="compare") as pool:
+            for start, length in pieces:
+                progress("comparing", start / size)
+                other = pool.submit(content, two, start, length)
+                left = content(one, start, length)
+                right = other.result()
+                if left != right:
+                    return Difference(False, start + first_difference(left, right), sizes)
     progress("comparing", 1.0)
     return Difference(sizes[0] == sizes[1], None, sizes)
 

@@ -4,11 +4,13 @@ import os
 
 from hvcore.disk.image import ImageInfo, describe, open_locked, reported
 from hvcore.progress import Progress, silent
-from hvcore.vhd.copy import chunks, copy_ranges
+from hvcore.vhd.copy import CHUNK, aligned, chunks, copy_ranges
 from hvcore.vhd.create import judge_kind, make
 from hvcore.vhd.extents import data_ranges
 from hvcore.vhd.image import open as open_vhd
 from hvcore.vhd.newfile import new_file
+
+RAW_GRAIN = 64 << 10  # holes of a sparse file that are worth it
 
 
 def convert(
@@ -41,13 +43,16 @@ def convert(
         with new_file(destination) as file:
             with reported(destination):
                 make(file, image.size, format, type, block_size, sector_size, preallocate)
-                disk, _ = open_locked(file, True, format, sector_size)
+                disk, made = open_locked(file, True, format, sector_size)
             with disk:
-                pieces = chunks(data_ranges(image.extents(chain=True)), image.size)
+                # A sector of either disk is read and written as a whole.
+                present = aligned(data_ranges(image.extents(chain=True)), max(sector_size, image.sector_size))
+                pieces = chunks(present, image.size)
+                grain = min(made.block_size or RAW_GRAIN, CHUNK)
 
                 def done(end: int) -> None:
                     progress("copying", end / image.size)
 
-                copy_ranges(image, disk, pieces, zeros=False, done=done)
+                copy_ranges(image, disk, pieces, zeros=False, done=done, grain=grain)
     progress("copying", 1.0)
     return describe(destination, format)
