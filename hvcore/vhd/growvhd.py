@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from hvcore.disk.image import Judged
 from hvcore.disk.medium import ImageFile
-from hvcore.disk.vhd.create import footer_place, sectors
+from hvcore.disk.vhd.create import sectors
 from hvcore.disk.vhd.footer import FOOTER_BYTES, build, resized
 from hvcore.disk.vhd.header import build_header
 from hvcore.disk.vhd.layout import VhdLayout, read_footers
@@ -58,14 +58,14 @@ def grow_dynamic(file: ImageFile, layout: VhdLayout, size: int, progress: Progre
         header = replace(header, entries=max(entries, layout.entries))
     else:
         # A copy behind the blocks, where the footer was; blocks that come later follow it.
-        extend(file, footer_place(tail + sectors(4 * entries)), layout.footer)
+        extend(file, sectors(tail + sectors(4 * entries)), layout.footer)
         for at in range(0, 4 * layout.blocks, PIECE):
             progress("growing", at / (4 * entries))
             file.write(tail + at, file.read(layout.table_offset + at, min(PIECE, 4 * layout.blocks - at)))
         write_none(file, tail + 4 * layout.blocks, sectors(4 * entries) // 4 - layout.blocks)
         file.flush()
         header = replace(header, entries=entries, table_offset=tail)
-        tail = footer_place(tail + sectors(4 * entries))
+        tail = sectors(tail + sectors(4 * entries))
     if header != layout.header:
         # Place, entries and checksum stand in one sector: the table is the old or the new one, both hold the same.
         file.write(layout.footer.data_offset, build_header(header)[:512])

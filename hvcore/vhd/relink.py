@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from hvcore.disk.image import Judged
-from hvcore.disk.vhd.create import Parent, footer_place, sectors
+from hvcore.disk.vhd.create import Parent, sectors
 from hvcore.disk.vhd.footer import FOOTER_BYTES, build
 from hvcore.disk.vhd.header import (
     EMPTY,
@@ -34,7 +34,7 @@ def relink_vhd(child: Judged, parent: Parent) -> None:
         tail = settle(file, layout)
         second = tail + sectors(len(raw))
         place = old_place(layout, len(raw)) or tail
-        end = footer_place(second + HEADER_BYTES)
+        end = sectors(second + HEADER_BYTES)
         extend(file, end, layout.footer)
         file.write(tail, raw)
         file.write(second, build_header(linked(layout, parent, code, len(raw), tail)))

@@ -5,7 +5,7 @@ at the start may differ from it in size, or be gone, but must not lead to anothe
 """
 
 from hvcore.disk.medium import ImageFile
-from hvcore.disk.vhd.create import footer_place
+from hvcore.disk.vhd.create import sectors
 from hvcore.disk.vhd.footer import FOOTER_BYTES, Footer, build
 from hvcore.disk.vhd.layout import DIFFERS, HEAD_ONLY, VhdLayout
 
@@ -15,7 +15,7 @@ def settle(file: ImageFile, layout: VhdLayout) -> int:
     raw = build(layout.footer)
     place = layout.tail_offset
     if layout.footer_state == HEAD_ONLY:
-        place = footer_place(layout.file_size)
+        place = sectors(layout.file_size)
         extend(file, place, layout.footer)
     elif layout.footer_state == DIFFERS:
         file.write(0, raw)
@@ -32,7 +32,7 @@ def extend(file: ImageFile, place: int, footer: Footer) -> None:
 
 def cut(file: ImageFile, top: int, tail: int, footer: Footer) -> None:
     """Ends the file behind its content, which ends at `top`; the footer is at `tail`."""
-    place = footer_place(top)
+    place = sectors(top)
     if place >= tail:
         return
     # Durable at its new place before the file ends there; until then the old one counts.

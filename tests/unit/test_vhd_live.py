@@ -1,7 +1,6 @@
 """Checkpoints: what the image of before keeps, where the disk goes on, and what a failure leaves."""
 
 import errno
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -169,4 +168,4 @@ def test_requests_of_other_threads_wait_and_none_fails(tmp_path: Path) -> None:
                 assert image.read(number * 512, 512) == sector(number, turn % 256)
     assert len(vhd.chain(tmp_path / "8.vhdx")) == 9
     assert all(vhd.check(tmp_path / f"{n}.vhdx").clean for n in range(9))
-    assert len(os.listdir(tmp_path)) == 9
+    assert len(list(tmp_path.iterdir())) == 9
