@@ -9,7 +9,7 @@ from hvcore.disk.ops import Backend
 
 CHUNK = 2 << 20
 AHEAD = 4
-WRITE_BACK = 128 << 20
+WRITE_BACK = 64 << 20
 
 
 class Source(Protocol):
