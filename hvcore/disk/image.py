@@ -101,6 +101,7 @@ def open_image(
     sector_size: int | None = None,
     parent: str | os.PathLike[str] | None = None,
     parent_root: str | os.PathLike[str] | None = None,
+    trust_head: bool = False,
 ) -> Backend:
     """Opens a disk image; mode "r" or "r+" (reading and writing).
 
@@ -109,7 +110,9 @@ def open_image(
 
     A differencing disk is opened with all its parents, for reading: images of its own format with the ids that their
     children recorded. parent: the file that is its parent, wherever it says that is; it must be the right one all the
-    same. parent_root: a folder that no parent may lie outside of.
+    same. parent_root: a folder that no parent may lie outside of. trust_head: a differencing VHD (not its parents)
+    whose footer at the end is lost is opened by the copy at the start; only for an image that was always one, as a
+    guest with a fixed disk can write that copy, and choose the parent.
 
     The image is locked (hvcore.disk.locks) until close(), its parents for reading. A VHDX that was not closed cleanly
     has its log replayed, for reading in memory only.
@@ -119,7 +122,13 @@ def open_image(
     ValueError: the arguments make no sense.
     """
     return open_described(
-        path, mode=mode, format=format, sector_size=sector_size, parent=parent, parent_root=parent_root
+        path,
+        mode=mode,
+        format=format,
+        sector_size=sector_size,
+        parent=parent,
+        parent_root=parent_root,
+        trust_head=trust_head,
     )[0]
 
 
@@ -131,6 +140,7 @@ def open_described(
     sector_size: int | None = None,
     parent: str | os.PathLike[str] | None = None,
     parent_root: str | os.PathLike[str] | None = None,
+    trust_head: bool = False,
 ) -> tuple[Backend, ImageInfo]:
     """As open_image; also what the image says of itself."""
     if mode not in ("r", "r+"):
@@ -145,9 +155,8 @@ def open_described(
     with reported(name):
         file = open_file(name, mode == "r+")
         try:
-            disk, info = open_locked(
-                file, mode == "r+", format, sector_size or 512, search_of(name, parent, parent_root)
-            )
+            search = search_of(name, parent, parent_root)
+            disk, info = open_locked(file, mode == "r+", format, sector_size or 512, search, trust_head=trust_head)
         except BaseException:
             file.close()
             raise
@@ -242,13 +251,19 @@ def measure(fd: int, write: bool) -> int:
 
 
 def open_locked(
-    file: ImageFile, write: bool, format: str | None, sector_size: int, search: Search | None = None
+    file: ImageFile,
+    write: bool,
+    format: str | None,
+    sector_size: int,
+    search: Search | None = None,
+    *,
+    trust_head: bool = False,
 ) -> tuple[FileDisk | VhdDisk | VhdxDisk, ImageInfo]:
     """Locks and opens an image whose file is open. search: where its parents are; None: a differencing disk is refused.
 
     On an error the file stays the caller's.
     """
-    chain = judge_chain(judge(file, write, format, sector_size), search)
+    chain = judge_chain(judge(file, write, format, sector_size, trust_head=trust_head), search)
     try:
         return build(chain), chain[0].info
     except BaseException:
@@ -256,7 +271,7 @@ def open_locked(
         raise
 
 
-def judge(file: ImageFile, write: bool, format: str | None, sector_size: int) -> Judged:
+def judge(file: ImageFile, write: bool, format: str | None, sector_size: int, *, trust_head: bool = False) -> Judged:
     lock_image(file.fileno(), write=write)
     # Measured and read under the lock: a writer that keeps locks cannot change them any more.
     file_size = measure(file.fileno(), write)
@@ -266,7 +281,9 @@ def judge(file: ImageFile, write: bool, format: str | None, sector_size: int) ->
         format = recognise(file, file_size)
     if format == "raw":
         return judge_raw(file, file_size, write, sector_size)
-    return judge_vhd(file, file_size, write) if format == "vhd" else judge_vhdx(file, file_size, write)
+    if format == "vhd":
+        return judge_vhd(file, file_size, write, trust_head)
+    return judge_vhdx(file, file_size, write)
 
 
 def judge_chain(first: Judged, search: Search | None, children: Sequence[tuple[int, int]] = ()) -> list[Judged]:
@@ -403,8 +420,8 @@ def judge_raw(file: ImageFile, file_size: int, write: bool, sector_size: int) ->
     return Judged(file, info, None, None, write)
 
 
-def judge_vhd(file: ImageFile, file_size: int, write: bool) -> Judged:
-    found = read_footers(file, file_size)
+def judge_vhd(file: ImageFile, file_size: int, write: bool, trust_head: bool) -> Judged:
+    found = read_footers(file, file_size, trust_head=trust_head)
     if found.footer.disk_type == FIXED:
         size, disk_id = found.footer.size, found.footer.disk_id
         info = ImageInfo("", "vhd", "fixed", size, file_size, 512, 512, disk_id=disk_id, identity=disk_id)

@@ -105,9 +105,12 @@ def open(
     *,
     sector_size: int | None = None,
     parent: str | os.PathLike[str] | None = None,
+    trust_head: bool = False,
 ) -> Image:
     """Opens an image; mode "r" or "r+". See hvcore.disk.image.open_image for the arguments and errors."""
-    return Image(*open_live(path, mode=mode, format=format, sector_size=sector_size, parent=parent))
+    return Image(
+        *open_live(path, mode=mode, format=format, sector_size=sector_size, parent=parent, trust_head=trust_head)
+    )
 
 
 def info(path: str | os.PathLike[str], format: str | None = None) -> ImageInfo:

@@ -26,9 +26,12 @@ def open_live(
     format: str | None = None,
     sector_size: int | None = None,
     parent: str | os.PathLike[str] | None = None,
+    trust_head: bool = False,
 ) -> tuple[Backend, ImageInfo]:
     """As open_described(); a dynamic or differencing disk that is open for writing can have checkpoints."""
-    disk, info = open_described(path, mode=mode, format=format, sector_size=sector_size, parent=parent)
+    disk, info = open_described(
+        path, mode=mode, format=format, sector_size=sector_size, parent=parent, trust_head=trust_head
+    )
     if mode == "r+" and isinstance(disk, VhdDisk | VhdxDisk):
         return SwitchDisk(disk), info
     return disk, info

@@ -7,9 +7,10 @@ from uuid import UUID
 
 import pytest
 
-from hvcore.disk.image import open_image
+from hvcore.disk.image import open_described, open_image
 from hvcore.disk.vhd.footer import MAX_SIZE, Footer, build, geometry, new_footer, parse, resized
 from hvcore.errors import ImageDamaged, ImageDirty, ImageError
+from hvcore.vhd import open as open_vhd
 from tests.reference import vhd
 from tests.reference.vhd import MIB
 from tests.reference.vhd_disk import layout_of, opened
@@ -103,7 +104,7 @@ def test_dynamic_disk_without_a_tail_opens_and_gets_one_before_the_first_change(
         assert disk.read(0, 3 * MIB) == content
         disk.write(0, content[:512])
         raw = path.read_bytes()
-        assert raw[: len(before)] == before and raw[-512:] == vhd.footer(3 * MIB) and len(raw) % 4096 == 0
+        assert raw[: len(before)] == before and raw[-512:] == vhd.footer(3 * MIB) and len(raw) % 512 == 0
         disk.write(MIB, b"n" * 512)
     assert layout_of(path).footer_state == "tail"
     assert vhd.read(path) == content[:MIB] + (b"n" * 512).ljust(MIB, b"\0") + content[2 * MIB :]
@@ -121,6 +122,27 @@ def test_differencing_disk_without_a_tail_needs_trust(tmp_path: Path) -> None:
     with opened(path, write=True, trust_head=True) as disk:
         disk.write(0, b"n" * 512)
     assert layout_of(path).footer_state == "tail"
+
+
+def test_trust_is_in_the_image_itself_and_not_in_its_parents(tmp_path: Path) -> None:
+    """What the message names as the remedy; without a parent that is sound, too, it is none."""
+    build_disk(tmp_path / "base.vhd", disk_id=OTHER)
+    blocks = {1: (vhd.pattern(11, MIB), {0, 5})}
+    vhd.build(tmp_path / "c.vhd", 3 * MIB, dict(blocks), block_size=MIB, parent=(OTHER, "base.vhd"), tail=b"")
+    expected = vhd.read(tmp_path / "c.vhd", vhd.read(tmp_path / "base.vhd"))
+    with open_image(tmp_path / "c.vhd", trust_head=True) as disk:
+        assert disk.read(0, 3 * MIB) == expected
+    disk, info = open_described(tmp_path / "c.vhd", trust_head=True, parent=tmp_path / "base.vhd")
+    disk.close()
+    assert info.type == "differencing" and "its copy at the start is used" in info.notes[0]
+    vhd.build(tmp_path / "leaf.vhd", 3 * MIB, {}, block_size=MIB, parent=(vhd.ID, "c.vhd"), disk_id=vhd.CHILD_ID)
+    with pytest.raises(ImageDirty, match=r"c\.vhd: a differencing VHD whose footer"):
+        open_image(tmp_path / "leaf.vhd", trust_head=True)
+    with open_vhd(tmp_path / "c.vhd", "r+", trust_head=True) as image:
+        assert image.read(0, 3 * MIB) == expected
+        image.write(0, b"n" * 512)
+    with open_image(tmp_path / "leaf.vhd") as disk:
+        assert disk.read(0, 3 * MIB) == b"n" * 512 + expected[512:]
 
 
 def test_tail_of_511_bytes(tmp_path: Path) -> None:
