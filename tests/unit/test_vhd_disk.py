@@ -4,7 +4,8 @@ import os
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from hvcore.disk.vector import flush, readv, trim, writev
 from hvcore.disk.vhd.disk import VhdDisk
 from hvcore.errors import DiskError, ImageDamaged
 from tests.reference import journal, vhd
+from tests.reference.crash import fast_folder
+from tests.reference.journal import Content
 from tests.reference.vhd import MIB, NONE, TABLE_AT
 from tests.reference.vhd_disk import created, layout_of, opened, raw_disk
 
@@ -215,11 +218,11 @@ def test_dynamic_allocation_in_the_file(tmp_path: Path) -> None:
         disk.write(3 * MIB, b"w" * 1024)
         raw = path.read_bytes()
         assert raw[3584:4096] == b"\xff" * 512 and raw[TABLE_AT : TABLE_AT + 128] == b"\xff" * 128
-        assert raw[-512:] == raw[:512] and len(raw) % 4096 == 0 and len(raw) < 33 * MIB
+        assert raw[-512:] == raw[:512] and raw.count(raw[:512]) == 2 and len(raw) < 33 * MIB
         disk.flush()
         assert struct.unpack_from(">3I", path.read_bytes(), TABLE_AT) == (NONE, 7, NONE)
     raw = path.read_bytes()
-    assert len(raw) == 2_104_832 + 512 and raw[-512:] == raw[:512]
+    assert len(raw) == 4096 + 2 * MIB + 512 and raw[-512:] == raw[:512]
     assert vhd.read(path)[3 * MIB : 3 * MIB + 1024] == b"w" * 1024
     assert vhd.read(path).count(0) == 64 * MIB - 1024
 
@@ -322,11 +325,92 @@ def test_close_gives_surplus_back_and_a_dropped_disk_opens(tmp_path: Path) -> No
     assert vhd.read(path) == (b"a" * 512).ljust(64 * MIB, b"\0")
     with opened(path, write=True) as disk:
         disk.write(8 * MIB + 512, b"c" * 512)
-    assert path.stat().st_size == 2_104_832 + 2 * MIB + 512 + 3584 + 512
+    assert path.stat().st_size == 4096 + 2 * MIB + 4096 + 2 * MIB + 512
     expected = bytearray(64 * MIB)
     expected[:512] = b"a" * 512
     expected[8 * MIB + 512 : 8 * MIB + 1024] = b"c" * 512
     assert vhd.read(path) == expected
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "differencing"])
+def test_settled_file_is_a_closed_image(tmp_path: Path, kind: str) -> None:
+    """And the disk goes on: it reads, allocates, settles again, and closes."""
+    path, copy, size = tmp_path / "c.vhd", tmp_path / "copy.vhd", 64 * KIB64
+    below = BASE if kind == "differencing" else bytes(size)
+    (tmp_path / "base").write_bytes(below)
+    created(path, size, block_size=KIB64, child=kind == "differencing")
+    expected = bytearray(below.ljust(size, b"\0"))
+    empty = path.read_bytes()
+    with opened(path, write=True, parent=raw_disk(tmp_path / "base") if kind == "differencing" else None) as disk:
+        disk.settle()
+        assert path.read_bytes() == empty
+        for number, blocks in enumerate([(3,), (), (60, 3, 7), (7, 8), ()], 1):
+            for block in blocks:
+                at = block * KIB64 + 512 * number
+                disk.write(at, bytes([number]) * 1024)
+                expected[at : at + 1024] = bytes([number]) * 1024
+            disk.settle()
+            assert disk.read(0, size) == expected
+            raw = path.read_bytes()
+            copy.write_bytes(raw)
+            layout = layout_of(copy)
+            assert (layout.footer_state, raw[-512:]) == ("tail", raw[:512])
+            ends = [disk.entry(n) * 512 + 512 + KIB64 for n in range(64) if disk.entry(n) != NONE]
+            assert layout.tail_offset == max(ends)
+            assert vhd.read(copy, below if kind == "differencing" else None) == expected
+    assert path.read_bytes() == raw
+    with pytest.raises(ValueError, match="closed"):
+        disk.settle()
+
+
+def test_settling_forgets_places_behind_the_end(tmp_path: Path) -> None:
+    """Of allocations that failed: the file may end there now, and grow again over them."""
+    created(tmp_path / "d.vhd", 64 * KIB64, block_size=KIB64)
+    with probing(Probe()) as probe:
+        disk = opened(tmp_path / "d.vhd", write=True)
+    disk.write(0, b"a" * 512)
+    probe.fail(2, 28)
+    assert writev(disk, KIB64, [b"b" * 512]) == NO_SPACE
+    probe.fail(0, 0)
+    disk.settle()
+    for block in range(1, 64):
+        disk.write(block * KIB64, bytes([block]) * 512)
+    places = sorted(disk.entry(n) for n in range(64))
+    assert all(after - before >= 129 for before, after in pairwise(places))
+    disk.close()
+    assert vhd.read(tmp_path / "d.vhd")[::KIB64] == b"a" + bytes(range(1, 64))
+
+
+@pytest.mark.parametrize(("error", "calls"), [*[(28, n) for n in range(1, 8)], (0, 2), (0, 4)])
+def test_settling_that_fails_loses_nothing(tmp_path: Path, calls: int, error: int) -> None:
+    """At any call; error 0: a write stops half-way and goes on. A failed flush is for good, all else is made up for."""
+    created(tmp_path / "d.vhd", 8 * MIB)
+    with probing(Probe()) as probe:
+        disk = opened(tmp_path / "d.vhd", write=True)
+    disk.write(0, b"a" * 512)
+    disk.flush()
+    disk.write(4 * MIB, b"b" * 512)
+    probe.fail(calls, error)
+    failed = False
+    try:
+        disk.settle()
+    except DiskError:
+        failed = True
+    probe.fail(0, 0)
+    gone = writev(disk, 2 * MIB, [b"c" * 512]) != OK
+    # F, entry, F, footer, F, size, F.
+    assert (failed, gone) == ((True, calls in (1, 2, 3, 5, 7)) if error else (False, False))
+    with suppress(DiskError):
+        disk.close()
+    expected = bytearray(8 * MIB)
+    expected[:512] = b"a" * 512
+    found = vhd.read(tmp_path / "d.vhd")
+    if not gone:
+        expected[2 * MIB : 2 * MIB + 512] = b"c" * 512
+    if found[4 * MIB] or not gone:
+        expected[4 * MIB : 4 * MIB + 512] = b"b" * 512
+    assert found == expected
+    assert layout_of(tmp_path / "d.vhd").footer_state == "tail"
 
 
 def test_trim_of_a_dynamic_disk(tmp_path: Path) -> None:
@@ -430,20 +514,21 @@ def records_of(folder: Path, steps: list[tuple[str, int, int]], *, kind: str = "
     return journal.parse(recorded)
 
 
-def test_order_of_an_allocation(tmp_path: Path) -> None:
-    """Footer behind the new space, F, old footer zeroed, bitmap, data; then F, entry, F."""
-    created(tmp_path / "c.vhd", 64 * MIB)
+@pytest.mark.parametrize(("entries", "footer_at"), [(32, 2048), (512, 3584)])
+def test_order_of_an_allocation(tmp_path: Path, entries: int, footer_at: int) -> None:
+    """Footer behind the new space, F, old footer zeroed, again where it lay in the block, bitmap, data; F, entry, F."""
+    vhd.build(tmp_path / "c.vhd", 64 * MIB, {}, entries=entries)
     found = [
         (each.kind, each.offset, each.length)
         for each in records_of(tmp_path, [("write", 0, 512), ("write", 2 * MIB, 512), ("flush", 0, 0)])
     ]
     flushed = [(journal.FLUSH, 0, 0), (journal.FLUSHED, 0, 0)]
-    end = (32 * MIB // (2 * MIB + 4096)) * (2 * MIB + 4096) + 3584
+    end = (32 * MIB // (2 * MIB + 4096)) * (2 * MIB + 4096)
     assert found == [
         (journal.WRITE, end, 512),
         *flushed,
-        (journal.WRITE, 3584, 512),
-        (journal.PUNCH, 3584, 512),
+        (journal.WRITE, footer_at, 512),
+        *[(journal.PUNCH, 3584, 512)] * (footer_at == 3584),
         (journal.WRITE, 3584, 512),
         (journal.WRITE, 4096, 512),
         (journal.WRITE, 2_104_832, 512),
@@ -452,6 +537,54 @@ def test_order_of_an_allocation(tmp_path: Path) -> None:
         (journal.WRITE, TABLE_AT, 512),
         *flushed,
     ]
+
+
+CUT_BLOCK, CUT_SIZE = 16 << 10, 4 * (16 << 10)
+
+
+@pytest.mark.parametrize("gap", [0, 4096, 3 * CUT_BLOCK])
+@pytest.mark.parametrize("kind", ["dynamic", "differencing"])
+def test_cut_while_a_block_takes_the_place_of_the_footer(tmp_path: Path, kind: str, gap: int) -> None:
+    """The old footer lies in the bitmap or the data of a block to come: no cut shows it as bits or data, and none
+    leaves a file without a footer. The same while space is given back, and taken again."""
+    path, child = tmp_path / "c.vhd", kind == "differencing"
+    below = BASE[:CUT_SIZE] if child else bytes(CUT_SIZE)
+    (tmp_path / "base").write_bytes(below)
+    vhd.build(
+        path,
+        CUT_SIZE,
+        {},
+        block_size=CUT_BLOCK,
+        entries=384 if child else 512,
+        parent=(vhd.ID, "base") if child else None,
+    )
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-512] + bytes(gap) + raw[-512:])
+    start = {"c.vhd": Content.load(path)}
+    new = vhd.pattern(50, CUT_SIZE)
+    log = os.memfd_create("journal")
+    with probing(Probe(log)), opened(path, write=True, parent=raw_disk(tmp_path / "base") if child else None) as disk:
+        promises = []
+        for sector, last in ((40, "flush"), (8, "settle"), (70, "settle"), (9, "flush"), (100, "close")):
+            disk.write(sector * 512, new[sector * 512 :][:512])
+            getattr(disk, last)()
+            promises.append((sector, len(journal.parse(os.pread(log, 1 << 24, 0)))))
+    records = journal.parse(os.pread(log, 1 << 24, 0))
+    os.close(log)
+    names = ["c.vhd"] * (max(each.file for each in records) + 1)
+    promised = dict(promises)
+    with fast_folder() as folder:
+        for cut, way, files in journal.cuts(start, names, records, random=1, each=True):
+            files["c.vhd"].store(folder / "c.vhd")
+            assert layout_of(folder / "c.vhd").footer_state == "tail", (cut, way)
+            found = vhd.read(folder / "c.vhd", below if child else None)
+            for sector in range(CUT_SIZE // 512):
+                at = slice(sector * 512, sector * 512 + 512)
+                if sector not in promised or cut < promised[sector]:
+                    allowed = (below[at], new[at]) if sector in promised else (below[at],)
+                else:
+                    allowed = (new[at],)
+                assert found[at] in allowed, (cut, way, sector)
 
 
 def test_order_of_bits(tmp_path: Path) -> None:
@@ -494,10 +627,12 @@ def test_failed_flush_poisons(tmp_path: Path, at: int) -> None:
         assert disk.read(0, 512) == b"a" * 512
 
 
-@pytest.mark.parametrize("calls", range(1, 7))
-def test_full_file_system_fails_the_write_and_nothing_else(tmp_path: Path, calls: int) -> None:
-    """ENOSPC at any call of an allocation: no entry, no loss, and a later try succeeds (rule 14)."""
-    created(tmp_path / "d.vhd", 8 * MIB)
+@pytest.mark.parametrize(("entries", "calls"), [*[(4, n) for n in range(1, 6)], *[(512, n) for n in range(1, 7)]])
+def test_full_file_system_fails_the_write_and_nothing_else(tmp_path: Path, entries: int, calls: int) -> None:
+    """ENOSPC at any call of an allocation: no entry, no loss, and a later try succeeds (rule 14).
+
+    The table of 512 entries ends where the first block begins, so the old footer lies in its space."""
+    vhd.build(tmp_path / "d.vhd", 8 * MIB, {}, entries=entries)
     with probing(Probe()) as probe:
         disk = opened(tmp_path / "d.vhd", write=True)
     probe.fail(calls, 28)

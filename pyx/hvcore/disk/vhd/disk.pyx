@@ -234,7 +234,7 @@ cdef int changes_begin(VhdState *state, uint32_t flags) noexcept nogil:
     cdef int status = DISK_OK
     if load_acquire32(&state.begun):
         return DISK_OK
-    if flags & DISK_NOWAIT and (state.head_differs or state.tail_lost):
+    if flags & DISK_NOWAIT:                        # whether there is anything to do is known under `space`
         return DISK_WOULD_BLOCK
     monitor_lock(&state.space)
     if not state.begun:
@@ -646,8 +646,21 @@ cdef int vhd_flush(void *pointer) noexcept nogil:
     return status
 
 
-cdef int changes_end(VhdState *state) noexcept nogil:
-    """A flush, then the space that no block took is given back; no other call runs."""
+cdef void spares_drop(VhdState *state, uint64_t place) noexcept nogil:
+    """Forgets those from `place` on; no other call runs."""
+    cdef VhdSpare **link = &state.spares
+    cdef VhdSpare *spare
+    while link[0] != NULL:
+        spare = link[0]
+        if spare.place < place:
+            link = &spare.next
+        else:
+            link[0] = spare.next
+            free(spare)
+
+
+cdef int changes_settle(VhdState *state) noexcept nogil:
+    """A flush, then the space that no block took is given back; no other call runs, and the disk can be used on."""
     cdef uint64_t at
     cdef int status
     if not state.begun:
@@ -656,9 +669,11 @@ cdef int changes_end(VhdState *state) noexcept nogil:
     if status != DISK_OK or not state.scanned:
         return status
     at = footer_place(state.top)
-    if at >= state.tail:
+    if at + VHD_SECTOR > state.tail:               # it is there, or so near that the two would overlap
         return DISK_OK
-    # The footer is durable at its new place before the file ends there; until then the old one counts.
+    # The footer is durable at its new place before the file ends there; until then the old one counts. If that fails
+    # half-way, space that held nothing holds a footer.
+    state.fresh = state.end
     status = medium_write_bytes(state.medium, at, state.footer, VHD_SECTOR)
     if status == DISK_OK:
         status = medium_flush(state.medium)
@@ -666,6 +681,11 @@ cdef int changes_end(VhdState *state) noexcept nogil:
         status = medium_resize(state.medium, at + VHD_SECTOR)
     if status == DISK_OK:
         status = medium_flush(state.medium)
+    if status == DISK_OK:                          # all is as if the file had been opened now
+        state.tail = at
+        state.end = state.fresh = at + VHD_SECTOR
+        state.free = state.top
+        spares_drop(state, state.top)
     return status
 
 
@@ -818,25 +838,35 @@ cdef class VhdDisk(Backend):
             at += length
         yield start, at - start, state, place
 
+    def settle(self):
+        """Makes the file what close() leaves, and keeps it open: all that was written is durable, unused space is given
+        back, and the footer stands behind the last block. No call may be running, and none may begin meanwhile.
+
+        Until the next write or trim a copy of the file is an image that was closed; after it, too, the disk can be
+        used as before. DiskError: something could not be written; what was flushed before is there.
+        """
+        cdef int status
+        self.check(0, 0)
+        with nogil:
+            status = changes_settle(&self.state)
+        if status != DISK_OK:
+            raise disk_error(status)
+
     def close(self):
-        """Flushes, gives unused space back, and closes the file, then the parent. Idempotent; no call may be running.
+        """Settles the file, and closes it, then the parent. Idempotent; no call may be running.
 
         DiskError: something could not be written; the file is closed all the same, and what was flushed before is
         there. A disk that is dropped without close leaves a file that opens, with what was flushed.
         """
-        cdef int status = DISK_OK
         if self.ref.ops == NULL:
             return
-        Backend.close(self)
         try:
-            with nogil:
-                status = changes_end(&self.state)
+            self.settle()
         finally:
+            Backend.close(self)
             self.file.close()
             if self.parent is not None:
                 self.parent.close()
-        if status != DISK_OK:
-            raise disk_error(status)
 
     def __dealloc__(self):
         cdef VhdState *state = &self.state
