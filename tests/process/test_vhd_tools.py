@@ -118,6 +118,37 @@ def test_qemu_converts_to_dynamic(tmp_path: Path) -> None:
         assert disk.read(0, disk.size) == model
 
 
+@pytest.mark.parametrize("first", [(1, 4), (0,), ()])
+def test_qemu_adds_blocks_to_ours_and_we_to_its(tmp_path: Path, first: tuple[int, ...]) -> None:
+    """Its next block begins at the packed end of the last one, and must find zeros behind its bitmap: our footer, had
+    it stood further on, would be read as the guest's data."""
+    qemu, qemu_io = tool("qemu-img", "qemu-utils"), tool("qemu-io", "qemu-utils")
+    path, size = tmp_path / "d.vhd", 24 * MIB
+    model = bytearray(size)
+
+    def read_by_both() -> None:
+        with open_image(path) as disk:
+            assert disk.read(0, size) == model
+        run(qemu, "convert", "-f", "vpc", "-O", "raw", path, tmp_path / "raw")
+        assert (tmp_path / "raw").read_bytes() == model
+
+    with image_file(path, os.O_RDWR | os.O_CREAT) as file:
+        build_vhd(file, size=size, type="dynamic")
+    for ours, theirs in ((first, (7, 2)), ((8, 3), (9, 10)), ((6, 1), (11,))):
+        if ours:
+            with open_image(path, mode="r+") as disk:
+                for block in ours:
+                    at = block * 2 * MIB + 12288
+                    disk.write(at, bytes([block + 1]) * 1024)
+                    model[at : at + 1024] = bytes([block + 1]) * 1024
+            read_by_both()
+        for block in theirs:
+            at = block * 2 * MIB + MIB
+            run(qemu_io, "-f", "vpc", "-c", f"write -P {block + 1} {at} 8192", path)
+            model[at : at + 8192] = bytes([block + 1]) * 8192
+        read_by_both()
+
+
 @pytest.mark.parametrize("kind", ["fixed", "dynamic"])
 def test_chain_in_libvhdi(tmp_path: Path, kind: str) -> None:
     info = tool("vhdiinfo", "libvhdi-utils")
