@@ -22,9 +22,9 @@ from hvcore.vhd.tail import cut, extend, settle
 def relink_vhd(child: Judged, parent: Parent) -> None:
     """Closes the file.
 
-    The dynamic header is two sectors, of which a cut could keep one. So a second header, complete and durable, takes its
-    place at the end of the file while the first one is rewritten. One sector says which of the two counts: the footer at
-    the end; its copy at the start is taken away for as long, as it must not say otherwise.
+    The dynamic header is two sectors, of which a cut could keep one. So a second header, complete and durable, takes
+    its place at the end of the file while the first one is rewritten. One sector says which of the two counts: the
+    footer at the end; its copy at the start is taken away for as long, as it must not say otherwise.
     """
     layout, file = child.layout, child.file
     assert isinstance(layout, VhdLayout)

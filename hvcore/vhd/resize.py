@@ -93,7 +93,7 @@ def cut_off(disk: VhdxDisk, size: int) -> Iterator[tuple[int, int]]:
 
 
 def shrink_vhdx(chain: list[Judged], size: int, force: bool, guid: UUID | None, progress: Progress) -> None:
-    """First the blocks behind the new end go, then the size changes, then the file is cut (14, rule 11).
+    """First the blocks behind the new end go, then, or with them, the size changes, then the file is cut (14, rule 11).
 
     guid: the DataWriteGuid that it gets, None: a new one.
     """
@@ -112,15 +112,15 @@ def shrink_vhdx(chain: list[Judged], size: int, force: bool, guid: UUID | None, 
         disk.begin(guid)
         progress("shrinking", 0.0)
         kept = -(-size // layout.block_size)
-        gone = layout.blocks - kept
-        # Zeros until the size says that nothing is there: state 0 would show what a parent holds.
-        disk.drop(kept, gone, ZERO if layout.has_parent else NOT_PRESENT)
+        chunk_end = min(-(-kept // layout.chunk_ratio) * layout.chunk_ratio, layout.blocks)
+        # Further chunks have no entries any more once the size has changed. Until then zeros: state 0 would show what a
+        # parent holds.
+        disk.drop(chunk_end, layout.blocks - chunk_end, ZERO if layout.has_parent else NOT_PRESENT)
         disk.flush()
         last = Pages(chain[0].file)
         last.put(size_place(layout), struct.pack("<Q", size))
-        if layout.has_parent:
-            # The rest of the last chunk keeps its entries, which are empty in a sound table (6): in the same log entry.
-            chunk_end = -(-kept // layout.chunk_ratio) * layout.chunk_ratio
-            disk.drop(kept, min(chunk_end, layout.blocks) - kept, NOT_PRESENT)
+        # The rest of the last chunk keeps its entries, which are empty in a sound table (6): in one log entry with the
+        # size, for which no chunk has too many.
+        disk.drop(kept, chunk_end - kept, NOT_PRESENT)
         disk.commit(last.changed())
     progress("shrinking", 1.0)

@@ -1,6 +1,6 @@
 """The two footers of a dynamic or differencing VHD, while its file is changed as a whole (disk-formats.md 15.5).
 
-A sector of 512 bytes is kept by a power cut as it was or as it will be, never half. The footer at the end counts; the copy
+A power cut leaves a sector of 512 bytes as it was or as it will be, never half. The footer at the end counts; the copy
 at the start may differ from it in size, or be gone, but must not lead to another dynamic header.
 """
 
