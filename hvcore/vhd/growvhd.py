@@ -25,13 +25,18 @@ def grow_vhd(chain: list[Judged], size: int, progress: Progress) -> None:
         progress("growing", 0.0)
         if image.layout is None:
             grow_fixed(image.file, image.info.size, size)
-            return
-        assert isinstance(image.layout, VhdLayout)
-        above = max((each.info.size for each in chain[1:]), default=0)
-        if above > image.info.size:
-            # Only blocks of zeros could hide it, and they would have to appear together with the size.
-            raise ImageError(f"a parent has {above} bytes: what it holds behind this disk's end would appear")
-        grow_dynamic(image.file, image.layout, size, progress)
+        else:
+            assert isinstance(image.layout, VhdLayout)
+            judge_parents(chain)
+            grow_dynamic(image.file, image.layout, size, progress)
+    progress("growing", 1.0)
+
+
+def judge_parents(chain: list[Judged]) -> None:
+    above = max((each.info.size for each in chain[1:]), default=0)
+    if above > chain[0].info.size:
+        # Only blocks of zeros could hide it, and they would have to appear together with the size.
+        raise ImageError(f"a parent has {above} bytes: what it holds behind this disk's end would appear")
 
 
 def grow_fixed(file: ImageFile, old: int, size: int) -> None:

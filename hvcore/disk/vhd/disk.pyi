@@ -8,7 +8,8 @@ from hvcore.disk.vhd.layout import VhdLayout
 
 @final
 class VhdDisk(Backend):
-    parent: Backend | None
+    @property
+    def parent(self) -> Backend | None: ...
     def __new__(
         cls, file: ImageFile, layout: VhdLayout, *, write: bool = False, parent: Backend | None = None
     ) -> Self: ...

@@ -8,7 +8,8 @@ from hvcore.disk.vhdx.layout import VhdxLayout
 
 @final
 class VhdxDisk(Backend):
-    parent: Backend | None
+    @property
+    def parent(self) -> Backend | None: ...
     def __new__(
         cls, file: ImageFile, layout: VhdxLayout, *, write: bool = False, parent: Backend | None = None
     ) -> Self: ...
