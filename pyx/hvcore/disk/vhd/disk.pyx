@@ -838,6 +838,10 @@ cdef class VhdDisk(Backend):
             at += length
         yield start, at - start, state, place
 
+    def fileno(self):
+        """Of the open file, which stays the disk's."""
+        return self.file.fileno()
+
     def settle(self):
         """Makes the file what close() leaves, and keeps it open: all that was written is durable, unused space is given
         back, and the footer stands behind the last block. No call may be running, and none may begin meanwhile.
