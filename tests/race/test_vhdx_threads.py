@@ -9,7 +9,7 @@ from tests.reference.crowd import crowd
 from tests.reference.vhdx import MIB, build, pattern
 from tests.reference.vhdx_disk import open_disk
 
-THREADS, ROUNDS, SESSIONS = 4, 200, 3
+THREADS, ROUNDS, SESSIONS = 4, 120, 2
 SHARED, OWNED = 3, 3  # blocks in which every thread has a part; blocks that each thread has for itself
 BLOCKS = SHARED + THREADS * OWNED
 PART = MIB // THREADS

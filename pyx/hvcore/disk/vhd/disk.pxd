@@ -62,7 +62,7 @@ ctypedef struct VhdState:
     bint scanned                 # top and allocated count all blocks
     bint aligned                 # new blocks' data begin at multiples of 4096
     uint64_t free                # where the next new block may begin
-    uint64_t fresh               # what lies from here on was added by this session and reads as zeros
+    uint64_t fresh               # what lies from here on was added since; it reads as zeros, but for the footer
     uint64_t tail                # where the footer at the end begins
     uint64_t end                 # of the file
     bint tail_lost               # there is no footer at the end

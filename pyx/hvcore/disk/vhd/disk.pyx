@@ -156,8 +156,8 @@ cdef int vhd_read(void *pointer, uint64_t offset, const iovec *iov, int count, u
 # ---- Space at the end of the file
 
 cdef inline uint64_t footer_place(uint64_t end) noexcept nogil:
-    """Where the footer goes behind `end`: at once. Other writers put their next block there and expect zeros in it; a
-    footer further on would show in the guest's data."""
+    """Where the footer goes behind `end`: at once, not aligned as in 15.6. Other writers put their next block there and
+    expect zeros in it; a footer further on would show in the guest's data."""
     return end + -end % VHD_SECTOR
 
 
@@ -263,8 +263,8 @@ cdef int space_extend(VhdState *state, uint64_t place) noexcept nogil:
     status = tail_put(state, footer_place(end if end > old_end else old_end))
     if status != DISK_OK:
         return status
-    # The old footer's place becomes part of a block: only now, as until the new one was durable it was the only one. If
-    # it cannot be zeroed now, blocks there are zeroed as old space is.
+    # The old footer's place becomes part of a block, or lies before it: zeros only now, as until the new one was
+    # durable it was the only one. If it cannot be zeroed now, blocks there are zeroed as old space is.
     if medium_write_bytes(state.medium, old_tail, ZEROS, old_end - old_tail) != DISK_OK:
         state.fresh = old_end
     return DISK_OK
