@@ -29,7 +29,7 @@ def test_no_request_is_lost_or_reaches_the_old_backend() -> None:
     def work(thread: int) -> int:
         rounds = 0
         while not over.is_set() or rounds == 0:
-            offset = (rounds * THREADS + thread) % (SIZE // 512) * 512
+            offset = (rounds * THREADS + thread) % (SIZE // 512 // THREADS * THREADS) * 512
             value = bytes([thread + 1, rounds % 251]) * 256
             disk.write(offset, value)
             disk.flush()
