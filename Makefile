@@ -3,7 +3,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: dev build test slow lint format types asan tsan soak bench wheel clean
+.PHONY: dev build test slow lint format types asan tsan soak fuzz bench wheel clean
 
 # An editable install with every tool; PYTHON3=python3.13 chooses another interpreter.
 PYTHON3 ?= python3
@@ -34,9 +34,10 @@ format:
 types:
 	$(PYTHON) -m mypy --strict
 
-# Memory errors and data races in rings, each with its own build. soak runs every test under AddressSanitizer.
+# Memory errors and data races in rings and image engines, each with its own build. soak runs every test under AddressSanitizer.
 asan:
-	$(PYTHON) tests/race/run.py address tests/race tests/unit/test_ring.py tests/property/test_ring.py
+	$(PYTHON) tests/race/run.py address tests/race tests/unit/test_ring.py tests/property/test_ring.py \
+		tests/unit/test_vhdx_write.py tests/unit/test_vhdx_disk.py tests/unit/test_vhd_disk.py tests/property/test_hostile_images.py
 
 tsan:
 	$(PYTHON) tests/race/run.py thread
@@ -46,6 +47,12 @@ soak:
 	$(PYTHON) tests/race/run.py thread tests/process/test_api.py
 	$(PYTHON) tests/race/run.py address
 	$(PYTHON) -m pytest -m "slow or not slow"
+
+# Hostile images, field by field, guided by coverage; FUZZ_SECONDS=3600 goes on for an hour.
+FUZZ_SECONDS ?= 600
+fuzz: build
+	$(PYTHON) -m pip install --quiet "atheris>=3"
+	$(PYTHON) tests/fuzz/fuzz_images.py -max_total_time=$(FUZZ_SECONDS)
 
 # With the compiled loops that the ring benchmarks run, which no other target needs.
 bench:

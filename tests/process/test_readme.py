@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hvcore.disk.image import open_image
 from hvcore.vhd import create
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -18,16 +19,18 @@ def test_the_python_example_runs(tmp_path):
     (tmp_path / "package").mkdir()
     (tmp_path / "package/__init__.py").touch()
     (tmp_path / "package/module.py").write_text("def function(guest):\n    return guest.disks[1].path\n")
-    (tmp_path / "root.img").write_bytes(bytes(1 << 20))
+    create(tmp_path / "root.vhdx", 1 << 20)
     create(tmp_path / "legacy.vhd", 1 << 20, "vhd", "fixed")
     # The child finds the caller's modules as the caller does.
     start = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import runpy; runpy.run_path('example.py')"
     done = subprocess.run([sys.executable, "-c", start], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("emulated {")
-    image = (tmp_path / "root.img").read_bytes()
-    assert image[4096:8192] == b"\x2a" * 4096
-    assert not any(image[:4096]) and not any(image[8192:])
+    for name in ("root.vhdx", "root-1.vhdx"):
+        with open_image(tmp_path / name) as disk:
+            image = disk.read(0, disk.size)
+        assert image[4096:8192] == b"\x2a" * 4096
+        assert not any(image[:4096]) and not any(image[8192:])
 
 
 @pytest.mark.parametrize("marker", ["ci:setup", "ci:test"])

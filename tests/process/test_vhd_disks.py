@@ -1,4 +1,4 @@
-"""A VM's disks that are VHD and VHDX files: written on every path, killed with their host, checkpointed amid requests."""
+"""Disks of VMs that are VHD and VHDX files: written on every path, killed with the host, checkpointed amid requests."""
 
 import contextlib
 import os
@@ -10,7 +10,9 @@ import pytest
 
 import hvcore
 from hvcore import vhd
+from hvcore.disk.image import open_image
 from hvcore.errors import Error, HostError
+from hvcore.scsi.target import Target
 from tests.conftest import descriptors
 from tests.reference.vms import MIB
 
@@ -143,3 +145,13 @@ def test_a_raw_disk_has_no_checkpoints(tmp_path: Path) -> None:
         with pytest.raises(HostError, match="no raw image"):
             vm.checkpoint(0, tmp_path / "child.vhdx")
         assert not (tmp_path / "child.vhdx").exists()
+
+
+def test_guests_learn_which_trims_give_space_back(tmp_path: Path) -> None:
+    """The block limits page: an UNMAP granularity of one block (disk-formats.md 13)."""
+    file = image(tmp_path, "vhdx dynamic")
+    with open_image(file, mode="r+") as disk:
+        answer = Target(disk).execute(bytes([0x12, 1, 0xB0, 0, 64, 0]), allocation=64)
+    assert answer.status == 0
+    assert int.from_bytes(answer.data_in[28:32], "big") == MIB // 512
+    assert answer.data_in[32:36] == bytes([0x80, 0, 0, 0])

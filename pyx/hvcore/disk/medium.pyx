@@ -10,8 +10,8 @@ from libc.errno cimport EAGAIN, EDQUOT, EFBIG, EINTR, EIO, ENOSPC, EOPNOTSUPP
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from hvcore.disk.ops cimport (DISK_NO_SPACE, DISK_NOWAIT, DISK_OK, DISK_READ_ERROR, DISK_UNSUPPORTED, DISK_WOULD_BLOCK,
-                              DISK_WRITE_ERROR, disk_error)
+from hvcore.disk.ops cimport (DISK_CACHED, DISK_NO_SPACE, DISK_NOWAIT, DISK_OK, DISK_READ_ERROR, DISK_UNSUPPORTED,
+                              DISK_WOULD_BLOCK, DISK_WRITE_ERROR, disk_error)
 from hvcore.disk.span cimport SPAN_PIECES, Span, span_begin, span_fill, span_take, span_zero
 from hvcore.linux.atomics cimport load_acquire64, load_relaxed32, store_relaxed32, store_release64
 from hvcore.linux.syscalls cimport RWF_NOWAIT, fdatasync, iovec, preadv2, pwritev2
@@ -196,7 +196,7 @@ cdef int write_status(int64_t code) noexcept nogil:
 
 cdef int medium_write(Medium *medium, uint64_t offset, const iovec *iov, int count, uint64_t total,
                       uint32_t flags) noexcept nogil:
-    cdef int nowait = RWF_NOWAIT if flags & DISK_NOWAIT else 0
+    cdef int nowait = RWF_NOWAIT if flags & (DISK_NOWAIT | DISK_CACHED) == DISK_NOWAIT else 0
     cdef uint64_t skip = 0
     cdef int64_t moved
     cdef iovec piece

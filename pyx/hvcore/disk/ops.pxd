@@ -22,8 +22,11 @@ cdef enum DiskStatus:
     DISK_CLOSED = -8
     DISK_CORRUPT = -9            # metadata of the image that was read later proved damaged
 
+# Few file systems can tell a write into the page cache that would wait from one that would not: with DISK_NOWAIT alone
+# they refuse every write. Who can afford such a wait, but none for a flush or another request, says DISK_CACHED too.
 cdef enum DiskFlag:
     DISK_NOWAIT = 1              # return DISK_WOULD_BLOCK rather than wait for the medium, where that can be told
+    DISK_CACHED = 2              # of writes, beside it: a copy into the page cache is no wait, all else is
 
 cdef enum:
     DISK_IOV_MAX = 1024          # most buffers in one call; more is DISK_RANGE
@@ -42,6 +45,7 @@ ctypedef struct DiskRef:
     uint32_t physical_sector_size
     bint read_only
     bint can_trim
+    uint32_t trim_unit           # bytes whose trim gives space back, aligned to it; 0: any sector
 
 
 cdef inline uint64_t iovec_bytes(const iovec *iov, int count) noexcept nogil:

@@ -4,8 +4,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from hvcore.disk.ops cimport (
-    DISK_NOWAIT, DISK_OK, DISK_RANGE, DISK_READ_ERROR, DISK_WOULD_BLOCK, DISK_WRITE_ERROR, disk_flush, disk_read,
-    disk_write)
+    DISK_CACHED, DISK_NOWAIT, DISK_OK, DISK_RANGE, DISK_READ_ERROR, DISK_WOULD_BLOCK, DISK_WRITE_ERROR, disk_flush,
+    disk_read, disk_write)
 from hvcore.dispatch.handover cimport (
     HANDOVER_ANSWER_HEADER, HANDOVER_COMMAND, HANDOVER_MEDIA, HANDOVER_MEDIA_DONE, HANDOVER_PIO, HANDOVER_RESULT,
     HANDOVER_SEGMENTS, HandOverAnswer, HandOverRequest, Segment)
@@ -286,7 +286,7 @@ cdef void emulated_media(EmulatedChannel *channel) noexcept nogil:
     trace_stamp(vsp.trace, request.trace_id, request.transaction_id, HOP_DISK_STARTED, vsp.relid)
     # As on the synthetic path: page cache hits and plain writes here, what blocks in the pool.
     if channel.job_write:
-        status = disk_write(disk, channel.job_offset, channel.iov, channel.iov_count, 0)
+        status = disk_write(disk, channel.job_offset, channel.iov, channel.iov_count, DISK_NOWAIT | DISK_CACHED)
     elif not channel.job_flush:
         status = disk_read(disk, channel.job_offset, channel.iov, channel.iov_count, DISK_NOWAIT)
     if status == DISK_WOULD_BLOCK:

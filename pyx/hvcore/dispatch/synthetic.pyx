@@ -1,6 +1,6 @@
 """The synthetic path's media access (see synthetic.pxd)."""
 
-from hvcore.disk.ops cimport DISK_NOWAIT, DISK_WOULD_BLOCK, disk_write
+from hvcore.disk.ops cimport DISK_CACHED, DISK_NOWAIT, DISK_WOULD_BLOCK, disk_write
 from hvcore.dispatch.pool cimport Pool, PoolJob, pool_submit
 from hvcore.linux.atomics cimport count64
 from hvcore.metrics.trace cimport trace_stamp
@@ -32,9 +32,10 @@ cdef void synthetic_execute(void *context, VspRequest *request) noexcept nogil:
     trace_stamp(vsp.trace, request.trace_id, request.transaction_id, HOP_DISK_STARTED, vsp.relid)
     if plan.action == SCSI_WRITE and not plan.fua:
         # Into the page cache: a copy. Few file systems tell a write that would wait from one that would not, so one
-        # that must wait (dirty limit, allocation) holds up this VM's other requests, as it would hold up the writer
-        # itself.
-        status = disk_write(request.unit.disk, plan.offset, request.iov, request.iov_count, 0)
+        # that must wait (dirty limit, the file's allocation) holds up this VM's other requests, as it would hold up the
+        # writer itself. A write that needs more than that, such as a new block of a VHDX, goes to the pool.
+        status = disk_write(
+            request.unit.disk, plan.offset, request.iov, request.iov_count, DISK_NOWAIT | DISK_CACHED)
     else:
         # Data that the page cache has is read here and now: a hand-over to the pool would cost more than the read.
         status = scsi_media(request.unit, plan, request.iov, request.iov_count, DISK_NOWAIT)

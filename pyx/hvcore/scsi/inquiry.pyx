@@ -83,7 +83,7 @@ cdef uint32_t page_limits(const DiskRef *disk, uint32_t max_transfer, bint disca
     if discard:
         put_be32(body + 16, 0xFFFFFFFF)      # LBAs of one UNMAP
         put_be32(body + 20, 0x1000)          # its descriptors
-        put_be32(body + 24, 1)               # granularity, alignment 0
+        put_be32(body + 24, disk.trim_unit // disk.sector_size if disk.trim_unit else 1)   # granularity, alignment 0
         put_be32(body + 28, 0x80000000)
     put_be64(body + 32, WRITE_SAME_MAX // disk.sector_size)
     return 0x3C

@@ -1024,6 +1024,7 @@ cdef class VhdxDisk(Backend):
         self.ref.physical_sector_size = layout.physical_sector_size
         self.ref.read_only = not write
         self.ref.can_trim = write and not state.fixed
+        self.ref.trim_unit = state.block_size
         self.ref.ops = &OPS
 
     cdef int judge(self) except -1:
