@@ -11,7 +11,7 @@ from hvcore.disk.chain import MAX_DEPTH
 from hvcore.disk.image import describe, describe_chain, open_described, open_image
 from hvcore.errors import ImageDamaged, ImageError, ImageInUse, ParentError
 from tests.reference import vhd, vhdx
-from tests.reference.vhdx import DATA_WRITE, LINKAGE, METADATA_AT, MIB, PARENT_LOCATOR, pattern
+from tests.reference.vhdx import DATA_WRITE, LINKAGE, LOCATOR, METADATA_AT, MIB, pattern
 
 ID = UUID(int=7)
 
@@ -19,7 +19,7 @@ ID = UUID(int=7)
 def child(path: Path, *pairs: tuple[str, str], size: int = MIB, sector_size: int = 512) -> Path:
     """A differencing VHDX whose locator has these pairs; all its content is the parent's."""
     vhdx.build(path, size, {}, sector_size=sector_size, has_parent=True)
-    items = [*vhdx.standard_items(size, MIB, sector_size, flags=2), (PARENT_LOCATOR, 4, vhdx.locator(*pairs))]
+    items = [*vhdx.standard_items(size, MIB, sector_size, flags=2), (LOCATOR, 4, vhdx.locator(*pairs))]
     with path.open("r+b") as file:
         file.seek(METADATA_AT)
         file.write(vhdx.metadata(items).ljust(MIB, b"\0"))
