@@ -15,6 +15,7 @@ MODULES = {
     "disk": [
         "ops",
         "medium",
+        "pieces",
         "file",
         "crc",
         "vhdx.space",

@@ -11,12 +11,11 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from hvcore.disk.medium cimport (ImageFile, medium_flush, medium_poison, medium_punch, medium_read,
-                                 medium_resize, medium_write, medium_write_bytes)
-from hvcore.disk.ops cimport (DISK_CORRUPT, DISK_NO_SPACE, DISK_NOWAIT, DISK_OK, DISK_RANGE, DISK_READ_ERROR,
-                              DISK_READ_ONLY, DISK_UNSUPPORTED, DISK_WOULD_BLOCK, DISK_WRITE_ERROR, Backend, DiskOps,
-                              disk_error, disk_read, iovec_span)
-from hvcore.disk.span cimport SPAN_PIECES, Span, span_begin, span_take, span_zero
+from hvcore.disk.medium cimport ImageFile, medium_flush, medium_poison, medium_resize, medium_write_bytes
+from hvcore.disk.ops cimport (DISK_CORRUPT, DISK_NO_SPACE, DISK_NOWAIT, DISK_OK, DISK_RANGE, DISK_READ_ONLY,
+                              DISK_WOULD_BLOCK, DISK_WRITE_ERROR, Backend, DiskOps, disk_error, iovec_span)
+from hvcore.disk.pieces cimport parent_read, span_read, span_write, zero_range
+from hvcore.disk.span cimport Span, span_begin, span_zero
 from hvcore.disk.vhd.table cimport (VHD_BEYOND, VHD_NONE, VHD_OVERLAP, VHD_PAGE_BYTES, VHD_PAGE_ENTRIES, VHD_SECTOR,
                                     VHD_STRUCTURE, VHD_USED, VhdBitmap, VhdPage, be64toh, bitmap_find, bitmap_new,
                                     bitmap_run, htobe32, htobe64, page_find, page_load, store_bitmap, table_close,
@@ -32,7 +31,7 @@ from hvcore.errors import ImageDamaged
 
 cdef extern from *:
     """
-    static const uint8_t hv_vhd_zeros[65536];
+    static const uint8_t hv_vhd_zeros[512];
     static inline int hv_bit_count(uint64_t value) { return __builtin_popcountll(value); }
     """
     const uint8_t *ZEROS "hv_vhd_zeros"
@@ -40,7 +39,6 @@ cdef extern from *:
 
 
 cdef enum:
-    ZERO_BYTES = 65536           # of ZEROS
     WHOLE_BYTES = 256 << 10      # a table up to this size is read and judged when the disk is opened
     STEP_BYTES = 32 << 20        # by which the file grows at least, unless fewer blocks are left
     ALIGNED = 4096               # data of new blocks begin at multiples of it (15.6)
@@ -96,38 +94,13 @@ cdef int run_find(VhdState *state, uint64_t offset, uint64_t most, uint32_t flag
     return DISK_OK
 
 
-cdef int parent_read(const VhdState *state, uint64_t offset, Span *span, uint64_t length,
-                     uint32_t flags) noexcept nogil:
-    """From the parent; beyond its end: zeros."""
-    cdef uint64_t inside = 0, part
-    cdef iovec[SPAN_PIECES] pieces
-    cdef int count, status
-    if state.parent == NULL:
-        return DISK_READ_ERROR
-    if offset < state.parent.size_bytes:
-        inside = state.parent.size_bytes - offset
-        if inside > length:
-            inside = length
-    length -= inside
-    while inside:
-        part = span_take(span, pieces, &count, inside)
-        status = disk_read(state.parent, offset, pieces, count, flags)
-        if status != DISK_OK:
-            return status
-        offset += part
-        inside -= part
-    span_zero(span, length)
-    return DISK_OK
-
-
 cdef int vhd_read(void *pointer, uint64_t offset, const iovec *iov, int count, uint32_t flags) noexcept nogil:
     cdef VhdState *state = <VhdState *> pointer
     cdef int64_t total = iovec_span(state.size, offset, iov, count)
-    cdef uint64_t left, part
-    cdef iovec[SPAN_PIECES] pieces
+    cdef uint64_t left
     cdef Span span
     cdef VhdRun run
-    cdef int n, status
+    cdef int status
     if total <= 0:
         return <int> total
     left = <uint64_t> total
@@ -141,13 +114,9 @@ cdef int vhd_read(void *pointer, uint64_t offset, const iovec *iov, int count, u
         if run.kind == VHD_ZERO:
             span_zero(&span, run.length)
         elif run.kind == VHD_PARENT:
-            status = parent_read(state, offset - run.length, &span, run.length, flags)
+            status = parent_read(state.parent, offset - run.length, &span, run.length, flags)
         else:
-            while run.length and status == DISK_OK:
-                part = span_take(&span, pieces, &n, run.length)
-                status = medium_read(state.medium, run.at, pieces, n, part, flags)
-                run.at += part
-                run.length -= part
+            status = span_read(state.medium, run.at, &span, run.length, flags)
         if status != DISK_OK:
             return status
     return DISK_OK
@@ -171,29 +140,6 @@ cdef inline uint64_t block_place(const VhdState *state, uint64_t end) noexcept n
     if state.aligned:
         return end + (-state.bitmap_bytes - end) % ALIGNED
     return end + -end % VHD_SECTOR
-
-
-cdef int zero_range(VhdState *state, uint64_t offset, uint64_t length) noexcept nogil:
-    """The range of the file reads as zeros; its space is given back where the file system can."""
-    cdef iovec[16] pieces
-    cdef uint64_t part
-    cdef int count, status = medium_punch(state.medium, offset, length)
-    if status != DISK_UNSUPPORTED:
-        return status
-    while length:
-        part = 0
-        count = 0
-        while part < length and count < 16:
-            pieces[count].iov_base = <void *> ZEROS
-            pieces[count].iov_len = length - part if length - part < ZERO_BYTES else ZERO_BYTES
-            part += pieces[count].iov_len
-            count += 1
-        status = medium_write(state.medium, offset, pieces, count, part, 0)
-        if status != DISK_OK:
-            return status
-        offset += part
-        length -= part
-    return DISK_OK
 
 
 cdef int tail_put(VhdState *state, uint64_t at) noexcept nogil:
@@ -348,20 +294,6 @@ cdef void bitmap_set(VhdState *state, VhdBitmap *bitmap, uint64_t first, uint64_
     monitor_unlock(&state.meta)
 
 
-cdef int data_put(VhdState *state, uint64_t at, Span *span, uint64_t length, uint32_t flags) noexcept nogil:
-    cdef iovec[SPAN_PIECES] pieces
-    cdef uint64_t part
-    cdef int count, status
-    while length:
-        part = span_take(span, pieces, &count, length)
-        status = medium_write(state.medium, at, pieces, count, part, flags)
-        if status != DISK_OK:
-            return status
-        at += part
-        length -= part
-    return DISK_OK
-
-
 cdef int block_fill(VhdState *state, uint64_t place, uint64_t dirty, uint64_t within, uint64_t length, Span *span,
                     VhdBitmap **made) noexcept nogil:
     """Writes a new block into its space: what is not covered by `span` (NULL: nothing is) becomes zeros, then bitmap
@@ -376,7 +308,7 @@ cdef int block_fill(VhdState *state, uint64_t place, uint64_t dirty, uint64_t wi
     if bitmap == NULL:
         return DISK_WRITE_ERROR
     if dirty:
-        status = zero_range(state, place, dirty)
+        status = zero_range(state.medium, place, dirty)
         if status != DISK_OK:
             return status
     if not state.differencing:
@@ -386,7 +318,7 @@ cdef int block_fill(VhdState *state, uint64_t place, uint64_t dirty, uint64_t wi
             bitmap.words[word] = htobe64(word_mask(word, first, last))
     status = medium_write_bytes(state.medium, place, bitmap.words, state.bitmap_bytes)
     if status == DISK_OK and span != NULL:
-        status = data_put(state, place + state.bitmap_bytes + within, span, length, 0)
+        status = span_write(state.medium, place + state.bitmap_bytes + within, span, length, 0)
     if status == DISK_OK and state.differencing:
         for word in range(first >> 6, ((last - 1) >> 6) + 1):
             bitmap.words[word] = be64toh(bitmap.words[word])
@@ -489,9 +421,9 @@ cdef int block_write(VhdState *state, uint64_t block, uint64_t within, uint64_t 
             return status
     at = <uint64_t> entry * VHD_SECTOR + state.bitmap_bytes + within
     if span == NULL:
-        status = zero_range(state, at, length)
+        status = zero_range(state.medium, at, length)
     else:
-        status = data_put(state, at, span, length, flags)
+        status = span_write(state.medium, at, span, length, flags)
     if status == DISK_OK and state.differencing:
         bitmap_set(state, bitmap, within // VHD_SECTOR, (within + length) // VHD_SECTOR)
     return status

@@ -7,14 +7,15 @@ from uuid import UUID
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 
-from hvcore.disk.medium cimport (ImageFile, Medium, medium_punch, medium_read, medium_read_bytes, medium_resize,
-                                 medium_write, medium_write_bytes)
-from hvcore.disk.ops cimport (DISK_CORRUPT, DISK_NO_SPACE, DISK_NOWAIT, DISK_OK, DISK_RANGE, DISK_READ_ERROR,
-                              DISK_READ_ONLY, DISK_UNSUPPORTED, DISK_WOULD_BLOCK, DISK_WRITE_ERROR, Backend, DiskOps,
-                              disk_error, iovec_span)
-from hvcore.disk.span cimport SPAN_PIECES, Span, span_begin, span_take, span_zero
+from hvcore.disk.medium cimport (ImageFile, medium_read, medium_read_bytes, medium_resize, medium_write,
+                                 medium_write_bytes)
+from hvcore.disk.ops cimport (DISK_CORRUPT, DISK_NO_SPACE, DISK_NOWAIT, DISK_OK, DISK_RANGE, DISK_READ_ONLY,
+                              DISK_UNSUPPORTED, DISK_WOULD_BLOCK, DISK_WRITE_ERROR, Backend, DiskOps, disk_error,
+                              iovec_span)
+from hvcore.disk.pieces cimport ZEROS_BYTES, all_zeros, parent_read, span_read, span_write, zero_pieces, zero_range
+from hvcore.disk.span cimport SPAN_PIECES, Span, span_begin, span_zero
 from hvcore.disk.vhdx.log_writer cimport (LOG_PAGE, LOG_PAGES_MAX, header_update, log_append, log_apply, log_close,
                                           log_fits, log_free, log_open, log_sync, random_guid)
 from hvcore.disk.vhdx.space cimport (SPACE_LIMIT, Freed, epoch_enter, epoch_leave, space_claim, space_destroy,
@@ -35,14 +36,7 @@ from hvcore.linux.threads cimport (monitor_destroy, monitor_init, monitor_lock, 
 from hvcore.errors import ImageDamaged, ImageError
 
 
-cdef extern from *:
-    """
-    static const uint8_t HV_ZEROS[65536];
-    """
-    const uint8_t *ZEROS "HV_ZEROS"
-
 cdef enum:
-    ZEROS_BYTES = 65536
     MIB = 1 << 20
     EXTEND_MIB = 32              # at least, at a time: fewer changes of the file's size
     OPEN_PAGES = 64              # a table of no more pages is judged at once, when the disk is opened
@@ -162,42 +156,6 @@ cdef int find_run(VhdxState *state, uint64_t offset, uint64_t most, uint32_t fla
 
 # Reading.
 
-cdef int span_read(Medium *medium, uint64_t place, Span *span, uint64_t length, uint32_t flags) noexcept nogil:
-    cdef iovec[SPAN_PIECES] pieces
-    cdef uint64_t part
-    cdef int n = 0, status
-    while length:
-        part = span_take(span, pieces, &n, length)
-        status = medium_read(medium, place, pieces, n, part, flags)
-        if status != DISK_OK:
-            return status
-        place += part
-        length -= part
-    return DISK_OK
-
-
-cdef int parent_read(VhdxState *state, uint64_t offset, Span *span, uint64_t length, uint32_t flags) noexcept nogil:
-    cdef iovec[SPAN_PIECES] pieces
-    cdef uint64_t part, inside = 0
-    cdef int n = 0, status
-    if state.parent == NULL or state.parent.ops == NULL:
-        return DISK_READ_ERROR
-    if offset < state.parent.size_bytes:
-        inside = state.parent.size_bytes - offset
-    if inside > length:
-        inside = length
-    length -= inside
-    while inside:
-        part = span_take(span, pieces, &n, inside)
-        status = state.parent.ops.read(state.parent.state, offset, pieces, n, flags)
-        if status != DISK_OK:
-            return status
-        offset += part
-        inside -= part
-    span_zero(span, length)                        # beyond the parent's end (7)
-    return DISK_OK
-
-
 cdef int read_range(VhdxState *state, uint64_t offset, const iovec *iov, int count, uint64_t total,
                     uint32_t flags) noexcept nogil:
     cdef Run run
@@ -212,7 +170,7 @@ cdef int read_range(VhdxState *state, uint64_t offset, const iovec *iov, int cou
         if run.kind == RUN_DATA:
             status = span_read(state.medium, run.place, &span, run.length, flags)
         elif run.kind == RUN_PARENT:
-            status = parent_read(state, offset, &span, run.length, flags)
+            status = parent_read(state.parent, offset, &span, run.length, flags)
         else:
             span_zero(&span, run.length)
         offset += run.length
@@ -240,32 +198,6 @@ cdef int vhdx_read(void *pointer, uint64_t offset, const iovec *iov, int count, 
 
 
 # Space and the busy list; all of these with `meta` held.
-
-cdef int zero_range(Medium *medium, uint64_t place, uint64_t length) noexcept nogil:
-    """Without `meta`. By a hole where the file system can, else by writing."""
-    cdef iovec[SPAN_PIECES] pieces
-    cdef uint64_t part
-    cdef int n, status
-    if length == 0:
-        return DISK_OK
-    status = medium_punch(medium, place, length)
-    if status != DISK_UNSUPPORTED:
-        return status
-    while length:
-        n = 0
-        part = 0
-        while n < SPAN_PIECES and part < length:
-            pieces[n].iov_base = <void *> ZEROS
-            pieces[n].iov_len = ZEROS_BYTES if length - part > ZEROS_BYTES else length - part
-            part += pieces[n].iov_len
-            n += 1
-        status = medium_write(medium, place, pieces, n, part, 0)
-        if status != DISK_OK:
-            return status
-        place += part
-        length -= part
-    return DISK_OK
-
 
 cdef int take_space(VhdxState *state, uint64_t from_, uint64_t width, uint64_t *start, bint *clean) noexcept nogil:
     """Claims `width` MiB (at `from_` or behind), extending the file for them. clean: they read as zeros."""
@@ -326,20 +258,6 @@ cdef int settled(VhdxState *state, uint64_t block, uint64_t *entry) noexcept nog
 
 
 # Writing.
-
-cdef int span_write(Medium *medium, uint64_t place, Span *span, uint64_t length, uint32_t flags) noexcept nogil:
-    cdef iovec[SPAN_PIECES] pieces
-    cdef uint64_t part
-    cdef int n = 0, status
-    while length:
-        part = span_take(span, pieces, &n, length)
-        status = medium_write(medium, place, pieces, n, part, flags)
-        if status != DISK_OK:
-            return status
-        place += part
-        length -= part
-    return DISK_OK
-
 
 cdef uint64_t block_sectors(const VhdxState *state, uint64_t block) noexcept nogil:
     """Sectors of a block that belong to the disk."""
@@ -749,15 +667,9 @@ cdef int give_up(VhdxState *state, uint64_t block, uint64_t end, int target) noe
 cdef int write_zeros(VhdxState *state, uint64_t offset, uint64_t length) noexcept nogil:
     cdef iovec[SPAN_PIECES] pieces
     cdef uint64_t part
-    cdef int n, status
+    cdef int n = 0, status
     while length:
-        n = 0
-        part = 0
-        while n < SPAN_PIECES and part < length:
-            pieces[n].iov_base = <void *> ZEROS
-            pieces[n].iov_len = ZEROS_BYTES if length - part > ZEROS_BYTES else length - part
-            part += pieces[n].iov_len
-            n += 1
+        part = zero_pieces(pieces, &n, length)
         status = write_range(state, offset, pieces, n, part, 0)
         if status != DISK_OK:
             return status
@@ -867,7 +779,7 @@ cdef int copy_block(VhdxState *state, uint64_t source, uint64_t target, bint cle
     while at < left and status == DISK_OK:
         part = ZEROS_BYTES if left - at > ZEROS_BYTES else left - at
         status = medium_read_bytes(state.medium, source + at, buffer, part)
-        if status == DISK_OK and memcmp(buffer, ZEROS, part):
+        if status == DISK_OK and not all_zeros(buffer, part):
             status = medium_write_bytes(state.medium, target + at, buffer, part)
         at += part
     free(buffer)
