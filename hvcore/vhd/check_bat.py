@@ -348,9 +348,10 @@ class Judge:
         end = max(end, reached)
         self.space.unreferenced = max(0, file_size - covered)
         if self.space.unreferenced:
-            words = f"{self.space.unreferenced} bytes of the file are not referred to by anything"
+            words = f"nothing refers to {self.space.unreferenced} bytes of the file"
             if file_size > end:
-                words += f", {file_size - end} of them at its end"
+                behind = file_size - end
+                words += ", all at its end" if behind == self.space.unreferenced else f", {behind} of them at its end"
             self.findings.note("file", end if file_size > end else None, words)
 
 

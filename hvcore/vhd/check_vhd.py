@@ -307,7 +307,7 @@ def survey_dynamic(
     footer_bytes = file_size - limit if limit < file_size else FOOTER_BYTES if in_place else 0
     survey.unreferenced_bytes = max(0, file_size - footer_bytes - space.referenced)
     if survey.unreferenced_bytes:
-        words = f"{survey.unreferenced_bytes} bytes of the file are not referred to by anything"
+        words = f"nothing refers to {survey.unreferenced_bytes} bytes of the file"
         findings.note("file", None, words)
     return max(end, space.end)
 

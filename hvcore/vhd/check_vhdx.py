@@ -219,8 +219,10 @@ def survey_log(file: ImageFile, file_size: int, header: Header, survey: VhdxSurv
     for _, content in plan_pieces(file, plan):
         pages += isinstance(content, bytes)
         zeros += isinstance(content, int)
-    words = f"the disk was not closed cleanly: {len(plan.entries)} log entries are to be replayed, {pages} pages"
-    words += f" and {zeros} ranges of zeros" if zeros else ""
+    changes = f"{pages} page{'s' if pages != 1 else ''}"
+    changes += f" and {zeros} range{'s' if zeros != 1 else ''} of zeros" if zeros else ""
+    entries = "1 log entry is" if len(plan.entries) == 1 else f"{len(plan.entries)} log entries are"
+    words = f"the disk was not closed cleanly: {entries} to be replayed, {changes}"
     try:
         file.lay(overlay_of(file, plan))
     except ImageDirty:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+# Last: hvcore is the installed one, the images are made by the tests' own builders.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 with atheris.instrument_imports(include=["hvcore.disk", "hvcore.vhd"]):
     import hvcore.disk.image
