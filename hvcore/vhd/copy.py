@@ -9,6 +9,9 @@ from hvcore.disk.ops import Backend
 
 CHUNK = 2 << 20
 AHEAD = 4
+# Of one write. A file system may ask for as much contiguous memory as a write has bytes; from 1 MiB on, the search for
+# it can cost several times what the copy does.
+PIECE = 512 << 10
 WRITE_BACK = 64 << 20
 
 
@@ -103,7 +106,8 @@ def copy_ranges(
         written = 0
         with memoryview(buffer) as view:
             for first, end in [(0, len(buffer))] if zeros else filled(buffer, offset, grain):
-                destination.write(offset + first, view[first:end])
+                for at in range(first, end, PIECE):
+                    destination.write(offset + at, view[at : min(end, at + PIECE)])
                 written += end - first
         if len(buffer) == CHUNK:
             spare.append(buffer)

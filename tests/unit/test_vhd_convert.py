@@ -15,7 +15,7 @@ from hvcore.disk.ram import RamDisk
 from hvcore.errors import DiskError, ImageError
 from hvcore.vhd import Extent, compare, convert, create, info
 from hvcore.vhd import open as open_vhd
-from hvcore.vhd.copy import AHEAD, CHUNK, aligned, chunks, copy_ranges, filled
+from hvcore.vhd.copy import AHEAD, CHUNK, PIECE, aligned, chunks, copy_ranges, filled
 from tests.reference.hostile import Seed, seeds, written
 from tests.reference.vhdx import pattern
 
@@ -254,6 +254,24 @@ class Watched:
         with self.lock:
             self.read += 1
             self.most = max(self.most, self.read - self.finished)
+
+
+class Noted:
+    """A destination that notes the ranges written."""
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int, int]] = []
+
+    def write(self, offset: int, data: memoryview) -> None:
+        self.ranges.append((offset, len(data)))
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_writes_are_small(zeros: bool) -> None:
+    noted, pieces = Noted(), [(512, PIECE), (CHUNK, CHUNK), (2 * CHUNK, PIECE + 512)]
+    copy_ranges(Watched(), noted, iter(pieces), zeros=zeros, done=lambda end: None)  # type: ignore[arg-type]
+    assert all(0 < length <= PIECE for _, length in noted.ranges)
+    assert list(chunks(iter(noted.ranges), 3 * CHUNK)) == pieces
 
 
 def test_memory_is_bounded() -> None:
