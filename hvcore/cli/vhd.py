@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the work failed, 2 bad usage; check: 3 damaged; compare: 1 also when the disks differ.
 """
 
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,14 +72,18 @@ def sector_size_option(size: int | None) -> int | None:
 
 def show_image(name: str, info: "ImageInfo", json: bool, **more: object) -> None:
     """What an image is, as each command that makes or changes one says it."""
-    from hvcore.report.images import image_facts, info_table
+    from hvcore.report.facts import image_facts, plain_facts
 
     facts = image_facts(info)
     notes = facts.pop("notes")
     facts |= more | {"notes": notes}
     if json:
         emit_json(f"hvcore.vhd-{name}/1", facts)
+    elif not sys.stdout.isatty() and (text := plain_facts(facts)) is not None:
+        emit(text)
     else:
+        from hvcore.report.images import info_table
+
         show(info_table(facts))
 
 
@@ -170,7 +175,8 @@ def check(
     with failing():
         format_option("--format", format)
         from hvcore import vhd as images
-        from hvcore.report.images import check_table, check_verdict, plain
+        from hvcore.report.facts import plain
+        from hvcore.report.images import check_table, check_verdict
         from hvcore.report.progress import terminal_progress
 
         with terminal_progress() as progress:
@@ -213,7 +219,8 @@ def repair(
             put_back(restore, path, json)
             return
         from hvcore import vhd as images
-        from hvcore.report.images import plain, remains, repair_table, repair_verdict
+        from hvcore.report.facts import plain
+        from hvcore.report.images import remains, repair_table, repair_verdict
         from hvcore.report.progress import terminal_progress
 
         with terminal_progress() as progress:
@@ -313,7 +320,8 @@ def compact(
     """Make the file of an image as small as what it holds."""
     with failing():
         from hvcore import vhd as images
-        from hvcore.report.images import compact_table, plain
+        from hvcore.report.facts import plain
+        from hvcore.report.images import compact_table
         from hvcore.report.progress import terminal_progress
 
         with terminal_progress() as progress:
@@ -330,7 +338,8 @@ def chain(path: Path_, format: Format = None, json: Json = False) -> None:
     with failing():
         format_option("--format", format)
         from hvcore import vhd as images
-        from hvcore.report.images import chain_table, image_facts
+        from hvcore.report.facts import image_facts
+        from hvcore.report.images import chain_table
 
         found = images.chain(path, format)
         if json:
@@ -410,7 +419,8 @@ def compare(
         format_option("--format", format)
         format_option("--second-format", second_format)
         from hvcore import vhd as images
-        from hvcore.report.images import compare_verdict, plain
+        from hvcore.report.facts import plain
+        from hvcore.report.images import compare_verdict
         from hvcore.report.progress import terminal_progress
 
         with terminal_progress() as progress:

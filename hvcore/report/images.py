@@ -1,16 +1,15 @@
 """Disk images and what was done with them, as people read it: facts in two columns, then one line that sums up."""
 
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hvcore.report.table import NONE, about, exact_size, fact_grid, facts_table, plural
+from hvcore.report.facts import NONE, about, exact_size, plain, plural
+from hvcore.report.table import fact_grid, facts_table
 
 if TYPE_CHECKING:
     from hvcore.disk.image import ImageInfo
@@ -22,22 +21,6 @@ if TYPE_CHECKING:
 
 HELD = ("data", "zero", "parent")
 MARKS = {"damage": "bold red", "warning": "bold yellow", "note": "dim"}
-
-
-def plain(value: Any) -> Any:
-    """Results as JSON has them: objects of fields, lists, text."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: plain(each) for name, each in value._asdict().items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return str(value) if isinstance(value, UUID) else value
-
-
-def image_facts(info: "ImageInfo") -> dict[str, Any]:
-    facts: dict[str, Any] = plain(info)
-    return facts
 
 
 def kind(format: str, type: str | None) -> str:

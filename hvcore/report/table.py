@@ -12,12 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from hvcore.report.doctor import Check
+from hvcore.report.facts import NONE, WIDTH, digits, fact_rows, plural
 from hvcore.report.machine import cpu_list
 from hvcore.report.model import BASE_PATH, Comparison, Explanation, Image, Machine, PathExplanation, Step
 from hvcore.sizes import format_size
 
-WIDTH = 100
-NONE = "–"
 EXACT = {
     "hand_overs": "hand-overs",
     "ring_packets": "ring packets",
@@ -44,23 +43,16 @@ def duration(ns: float | None) -> str:
         if value < 999.5:
             break
         value, unit = value / 1000, larger
-    return f"{_digits(value) if unit != 'ns' else format(value, '.0f')} {unit}"
-
-
-def _digits(value: float) -> str:
-    """Three significant digits, whole numbers in groups of thousands."""
-    if value >= 99.95:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+    return f"{digits(value) if unit != 'ns' else format(value, '.0f')} {unit}"
 
 
 def count(value: float) -> str:
     """A cost per request: whole where it is whole."""
-    return f"{value:,.0f}" if value == int(value) else _digits(value) if value >= 0.01 else "<0.01"
+    return f"{value:,.0f}" if value == int(value) else digits(value) if value >= 0.01 else "<0.01"
 
 
 def times(value: float | None) -> str:
-    return NONE if value is None else f"{_digits(value)} ×"
+    return NONE if value is None else f"{digits(value)} ×"
 
 
 def rate(bytes_per_second: float) -> str:
@@ -69,7 +61,7 @@ def rate(bytes_per_second: float) -> str:
         if value < 1000:
             break
         value, unit = value / 1024, larger
-    return f"{_digits(value)} {unit}"
+    return f"{digits(value)} {unit}"
 
 
 def title(path: str, ide_mode: str | None) -> str:
@@ -85,10 +77,6 @@ def fact_grid(rows: Iterable[tuple[str | Text, str | Text]]) -> Table:
         label = name if isinstance(name, Text) else Text(name, style="dim")
         facts.add_row(label, text if isinstance(text, Text) else Text(text))
     return facts
-
-
-def plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _image_fact(image: Image) -> tuple[str, str]:
@@ -200,33 +188,6 @@ def checks_table(checks: Sequence[Check]) -> RenderableType:
     return table
 
 
-def about(size: int) -> str:
-    """A byte count in at most four digits: exact where that is possible, else three significant digits."""
-    exact = format_size(size)
-    if size < 1024 or len(exact.split()[0]) <= 4:
-        return exact
-    value, unit = size / 1024, "KiB"
-    for larger in ("MiB", "GiB", "TiB"):
-        if value < 1000:
-            break
-        value, unit = value / 1024, larger
-    return f"{_digits(value)} {unit}"
-
-
-def exact_size(size: int) -> str:
-    """A byte count as people say it, and to the byte."""
-    said = about(size)
-    return f"{size:,} bytes" if said.endswith("bytes") else f"{said}, {size:,} bytes"
-
-
-def _value(key: str, value: object) -> str:
-    if value is None or value in ("", (), []):
-        return NONE
-    if isinstance(value, int) and key.endswith("size"):
-        return exact_size(value)
-    return "\n".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
 def facts_table(facts: Mapping[str, object]) -> RenderableType:
     """Keys and values of one thing, a line each; a whole number whose key ends in "size" is bytes."""
-    return fact_grid((key.replace("_", " "), _value(key, value)) for key, value in facts.items())
+    return fact_grid(fact_rows(facts))
