@@ -22,7 +22,7 @@ from hvcore.partition.emulator import Drive, Emulator
 from hvcore.partition.loop import HANGUP, READ, WRITE, Loop
 from hvcore.scsi.target import Target
 from hvcore.storage.packet import SCSI_INTERFACE
-from hvcore.vhd.live import checkpoint, open_live
+from hvcore.vhd.live import checkpoint, open_live, settle
 from hvcore.vmbus.attach import Refusal
 from hvcore.vmbus.gpadl import Gpadl
 from hvcore.vmbus.message import STATUS_SUCCESS, STATUS_UNSUCCESSFUL
@@ -190,6 +190,14 @@ class Vm:
                 self._note("image not closed cleanly", vm=self.config.name, image=image.info.path, reason=str(error))
         self._images.clear()
 
+    def _settle_images(self) -> None:
+        """A stopped VM's images can be copied: nothing in them waits for a log's replay."""
+        for image in self._images.values():
+            try:
+                settle(image.disk)
+            except Error as error:
+                self._note("image not closed cleanly", vm=self.config.name, image=image.info.path, reason=str(error))
+
     def checkpoint(self, disk: int, image: str) -> dict[str, Any]:
         """From now on disk number `disk` writes into the new differencing image `image`, on top of the present one."""
         if not isinstance(disk, int) or not 0 <= disk < len(self.disks):
@@ -241,6 +249,7 @@ class Vm:
         self._stop_worker()
         if self.running:
             self.running = False
+            self._settle_images()
             self._note("stopped", vm=self.config.name)
 
     def close(self) -> None:

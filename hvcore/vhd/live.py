@@ -59,6 +59,18 @@ def checkpoint(disk: Backend, info: ImageInfo, path: str | os.PathLike[str]) -> 
     return made[0]
 
 
+def settle(disk: Backend) -> None:
+    """Makes durable what an image in use holds and its file a clean one, as closing would; requests go on afterwards."""
+
+    def same(top: Backend) -> Backend:
+        assert isinstance(top, VhdDisk | VhdxDisk)
+        top.settle()
+        return top
+
+    if isinstance(disk, SwitchDisk):
+        disk.exchange(same)
+
+
 def refuse_depth(top: Backend) -> None:
     depth, at = 0, getattr(top, "parent", None)
     while at is not None:

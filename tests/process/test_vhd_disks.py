@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -136,6 +137,25 @@ def test_checkpoint_amid_requests(tmp_path: Path, path: str) -> None:
             assert all(held.read(number * 512, 512) == sector(number) for number in written[: seen[turn]])
     assert len(vhd.chain(tmp_path / "3.vhdx")) == 4
     assert len(descriptors()) == before
+
+
+@pytest.mark.parametrize("kind", ["vhdx dynamic", "vhd dynamic"])
+def test_images_of_a_stopped_vm_are_clean(tmp_path: Path, kind: str) -> None:
+    """They can be copied, and the VM goes on with them when it is started again."""
+    file = image(tmp_path, kind)
+    copy = tmp_path / f"copy.{kind.split()[0]}"
+    with hvcore.Host() as host, host.create_vm("v", disks=[hvcore.DiskConfig(file)]) as vm:
+        for turn in range(2):
+            vm.start()
+            with vm.attach() as guest:
+                guest.disks[0].write(turn * MIB, sector(turn) * 2048)
+                guest.disks[0].flush()
+            vm.stop()
+            shutil.copy(file, copy)
+            with vhd.open(copy) as opened:
+                assert opened.info.notes == ()
+                assert [opened.read(n * MIB, 512) for n in range(turn + 1)] == [sector(n) for n in range(turn + 1)]
+            assert vhd.check(copy).clean
 
 
 def test_a_raw_disk_has_no_checkpoints(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_log_is_replayed_in_memory(tmp_path: Path) -> None:
     raw = path.read_bytes()
     assert (result.log, result.allocated_blocks, result.clean) == ("to be replayed", 3, True)
     [note] = result.findings
-    assert note.structure == "log" and "1 log entry" in note.message and "1 pages" in note.message
+    assert note.structure == "log" and "1 log entry" in note.message and "1 page and" in note.message
     assert result.file_size == 6 * MIB and path.read_bytes() == raw
     # A fault that replay will bring, and one that it will take away.
     page = damage.bat_page(PAYLOAD_AT | 6, PAYLOAD_AT | 6)
