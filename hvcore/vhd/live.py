@@ -60,7 +60,7 @@ def checkpoint(disk: Backend, info: ImageInfo, path: str | os.PathLike[str]) -> 
 
 
 def settle(disk: Backend) -> None:
-    """Makes durable what an image in use holds and its file a clean one, as closing would; requests go on afterwards."""
+    """Makes durable what an image in use holds, and its file a clean one, as closing would; requests go on then."""
 
     def same(top: Backend) -> Backend:
         assert isinstance(top, VhdDisk | VhdxDisk)
