@@ -1,0 +1,1 @@
+"""Nothing for Python: compiled callers take it from the .pxd."""
