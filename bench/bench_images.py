@@ -1,15 +1,15 @@
 """Images beside QEMU and raw files: conversion, random reads, allocating writes, opening; and the memory they take.
 
-convert: `hvcore vhd convert`, which leaves a durable file, beside `qemu-img convert`, which syncs nothing unless asked
-("synced": -t writeback), each with its own block size, in memory and on the disk of the working folder. MB/s are of the
-bytes that the disk holds. reads: 4 KiB, without the GIL, of each kind of image beside a raw one. writes: in order, to
-new blocks, one flush per interval, beside qemu-io on a VHDX of its own. open: a disk of 64 TiB.
+convert: `hvcore vhd convert`, and convert() in this process, which leave a durable file, beside `qemu-img convert`,
+which syncs nothing unless asked ("synced": -t writeback), each with its own block size, in memory and on the disk of the
+working folder. MB/s are of the bytes that the disk holds. reads: 4 KiB, without the GIL, of each kind of image beside a
+raw one. writes: in order, to new blocks, one flush per interval, beside qemu-io on a VHDX of its own. open: a disk of
+64 TiB.
 Run by pytest-benchmark, or alone: python -m bench.bench_images [--json] [--rounds N] [convert|reads|writes|open ...].
 """
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -22,7 +22,6 @@ from typing import Any
 
 import pytest
 
-import hvcore.cli
 import hvcore.vhd
 from bench.bench_dispatch import loaded
 from bench.contest import MIB, Contest, Run, folders, machine, process, python, table
@@ -57,16 +56,24 @@ def fill(path: Path, size: int) -> None:
 # Conversion ---------------------------------------------------------------------------------------------------------
 
 CONVERT = "import sys, hvcore.vhd; hvcore.vhd.convert(sys.argv[1], sys.argv[2], sys.argv[3], source_format=sys.argv[4])"
-COMMAND = bool(getattr(hvcore.cli, "__path__", None)) and importlib.util.find_spec("hvcore.cli.vhd") is not None
 PAIRS = (("raw", "vhdx"), ("vhdx", "raw"), ("vhd", "vhdx"))
 QEMU_NAMES = {"raw": "raw", "vhdx": "vhdx", "vhd": "vpc"}
 
 
 def hvcore_convert(source: Path, target: Path, to: str, of: str) -> Callable[[], Run]:
-    if not COMMAND:
-        return lambda: python(CONVERT, source, target, to, of)
     command = [sys.executable, "-m", "hvcore", "vhd", "convert", source, target, "--to", to, "--format", of]
     return lambda: process(command)
+
+
+def hvcore_call(source: Path, target: Path, to: str, of: str) -> Callable[[], Run]:
+    """The same without a process of its own: what a program that uses hvcore sees."""
+
+    def run() -> Run:
+        before, begin = time.process_time(), time.monotonic()
+        hvcore.vhd.convert(source, target, to, source_format=of)
+        return Run(time.monotonic() - begin, time.process_time() - before, 0)
+
+    return run
 
 
 def qemu_convert(source: Path, target: Path, to: str, of: str, *options: str) -> Callable[[], Run]:
@@ -98,11 +105,11 @@ def convert_contest(place: str, folder: Path, found: dict[str, Path], pair: tupl
         if place == "disk":
             os.sync()
 
-    contestants = {"hvcore": hvcore_convert(*arguments)}
+    contestants = {"hvcore": hvcore_convert(*arguments), "convert()": hvcore_call(*arguments)}
     if shutil.which("qemu-img"):
         contestants["qemu-img"] = qemu_convert(*arguments)
         contestants["qemu-img synced"] = qemu_convert(*arguments, "-t", "writeback")
-    bases = tuple(name for name in contestants if name != "hvcore")
+    bases = tuple(name for name in contestants if name.startswith("qemu"))
     return Contest(f"{of} to {to}, {place}", DISK // 2, contestants, bases, settle)
 
 
@@ -118,7 +125,7 @@ def memory() -> Figures:
     """Peak memory of a conversion, by the size of the image, beside that of the imports alone."""
     with folders(4 * DISK) as found:
         folder = next(iter(found.values()))
-        peaks = {"imports": python("import hvcore.vhd").memory}
+        peaks = {"imports": python("import hvcore.vhd; hvcore.vhd.convert").memory}
         for size in (DISK // 4, DISK):
             with sources(folder, size) as images:
                 for of, to in PAIRS:
@@ -167,13 +174,12 @@ def reads() -> Iterator[Rounds]:
             "VHDX 4096": full(folder / "4.vhdx", "vhdx", sector_size=4096),
             "VHD dynamic": full(vhd, "vhd"),
         }
-        if importlib.util.find_spec("hvcore.vhd.child") is not None:
-            images |= {
-                "VHDX child, full blocks": child(folder / "cf.vhdx", vhdx, BLOCK, 1),
-                "VHDX child, half of each block": child(folder / "cp.vhdx", vhdx, 64 << 10, 2),
-                "VHDX child, all the parent's": child(folder / "cn.vhdx", vhdx, BLOCK, READ_DISK // BLOCK),
-                "VHD child, half of each block": child(folder / "cp.vhd", vhd, 64 << 10, 2),
-            }
+        images |= {
+            "VHDX child, full blocks": child(folder / "cf.vhdx", vhdx, BLOCK, 1),
+            "VHDX child, half of each block": child(folder / "cp.vhdx", vhdx, 64 << 10, 2),
+            "VHDX child, all the parent's": child(folder / "cn.vhdx", vhdx, BLOCK, READ_DISK // BLOCK),
+            "VHD child, half of each block": child(folder / "cp.vhd", vhd, 64 << 10, 2),
+        }
         disks = {}
         for name, path in images.items():
             disks[name] = open_image(path, format=path.suffix[1:])
