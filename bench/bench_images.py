@@ -1,9 +1,9 @@
 """Images beside QEMU and raw files: conversion, random reads, allocating writes, opening; and the memory they take.
 
 convert: `hvcore vhd convert`, and convert() in this process, which leave a durable file, beside `qemu-img convert`,
-which syncs nothing unless asked ("synced": -t writeback), each with its own block size, in memory and on the disk of the
-working folder. MB/s are of the bytes that the disk holds. reads: 4 KiB, without the GIL, of each kind of image beside a
-raw one. writes: in order, to new blocks, one flush per interval, beside qemu-io on a VHDX of its own. open: a disk of
+which syncs nothing unless asked ("synced": -t writeback), each with its own block size, in memory and on the disk of
+the working folder. MB/s are of the bytes that the disk holds. reads: 4 KiB, without the GIL, of each kind beside a
+raw image. writes: in order, to new blocks, one flush per interval, beside qemu-io on a VHDX of its own. open: a disk of
 64 TiB.
 Run by pytest-benchmark, or alone: python -m bench.bench_images [--json] [--rounds N] [convert|reads|writes|open ...].
 """
