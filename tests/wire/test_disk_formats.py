@@ -13,22 +13,11 @@ from hvcore.disk.vhd import footer
 from hvcore.disk.vhdx import layout
 from hvcore.errors import ImageError
 from tests.reference import vhdx
+from tests.reference.vectors import sections
 
 MIB = 1 << 20
 ID = uuid.UUID("0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9")
-
-
-def vectors() -> dict[str, list[list[str]]]:
-    sections: dict[str, list[list[str]]] = {}
-    for line in Path(__file__).with_name("disk-formats.txt").read_text().splitlines():
-        if line.startswith("["):
-            current = sections.setdefault(line[1 : line.index("]")], [])
-        elif line and not line.startswith("#"):
-            current.append(line.split())
-    return sections
-
-
-VECTORS = vectors()
+VECTORS = sections(Path(__file__).with_name("disk-formats.txt"))
 
 
 def data(text: str) -> bytes:

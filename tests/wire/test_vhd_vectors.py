@@ -13,22 +13,11 @@ from hvcore.disk.vhd.footer import build, geometry, new_footer, parse
 from hvcore.disk.vhd.header import DynamicHeader, build_header, parent_name, parse_header
 from hvcore.disk.vhd.layout import read_vhd_layout
 from tests.reference import vhd
+from tests.reference.vectors import sections
 
 MIB = 1 << 20
 ID = uuid.UUID("0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9")
-
-
-def vectors() -> dict[str, list[list[str]]]:
-    sections: dict[str, list[list[str]]] = {}
-    for line in Path(__file__).with_name("vhd-vectors.txt").read_text().splitlines():
-        if line.startswith("["):
-            current = sections.setdefault(line[1 : line.index("]")], [])
-        elif line and not line.startswith("#"):
-            current.append(line.split())
-    return sections
-
-
-VECTORS = vectors()
+VECTORS = sections(Path(__file__).with_name("vhd-vectors.txt"))
 
 
 @pytest.mark.parametrize("row", VECTORS["geometry"])
