@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
-from hvcore.disk.image import ImageInfo, describe_chain, open_described
+from hvcore.disk.image import ImageInfo, describe, describe_chain
 from hvcore.disk.ops import Backend
 from hvcore.vhd.extents import Extent, resolved
 from hvcore.vhd.live import checkpoint, open_live
@@ -115,9 +115,7 @@ def open(
 
 def info(path: str | os.PathLike[str], format: str | None = None) -> ImageInfo:
     """What an image says of itself. ImageError as open()."""
-    backend, description = open_described(path, format=format)
-    backend.close()
-    return description
+    return describe(path, format)
 
 
 def chain(path: str | os.PathLike[str], format: str | None = None) -> list[ImageInfo]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hvcore.disk.image import open_image
-from hvcore.disk.vhd.footer import build_fixed
+from hvcore.disk.vhd.footer import FIXED, build, new_footer
 from hvcore.errors import Error, ImageError
 from hvcore.vhd import info
 from hvcore.vhd import open as open_vhd
@@ -26,7 +26,7 @@ SIZE = 64 << 10
 
 def footer(size: int = SIZE, **changes: object) -> bytes:
     """A fixed VHD's footer with fields changed: name -> (offset, format, value); the checksum fits."""
-    raw = bytearray(build_fixed(size, ID, 0))
+    raw = bytearray(build(new_footer(size, FIXED, ID, 0)))
     for offset, layout, value in changes.values():
         struct.pack_into(layout, raw, offset, value)
     raw[64:68] = bytes(4)

@@ -106,12 +106,12 @@ def test_table_sizes(tmp_path: Path, row: list[str]) -> None:
 def test_geometry(row: list[str]) -> None:
     size = int(row[0])
     assert footer.geometry(size) == tuple(map(int, row[1:4]))
-    assert footer.build_fixed(size, ID, 0)[56:60].hex() == row[4]
+    assert footer.build(footer.new_footer(size, footer.FIXED, ID, 0))[56:60].hex() == row[4]
 
 
 @pytest.mark.parametrize(("size", "text"), VECTORS["footer"])
 def test_fixed_footer(size: str, text: str) -> None:
-    raw = footer.build_fixed(int(size), ID, 0)
+    raw = footer.build(footer.new_footer(int(size), footer.FIXED, ID, 0))
     assert raw == data(text).ljust(512, b"\0")
     parsed = footer.parse(raw)
     assert parsed == footer.Footer(int(size), 2, footer.geometry(int(size)), ID, b"win ", 0)
@@ -119,5 +119,5 @@ def test_fixed_footer(size: str, text: str) -> None:
 
 @pytest.mark.parametrize(("size", "expected"), VECTORS["footer-checksum"])
 def test_footer_checksum(size: str, expected: str) -> None:
-    raw = footer.build_fixed(int(size), ID, 0)
+    raw = footer.build(footer.new_footer(int(size), footer.FIXED, ID, 0))
     assert raw[64:68].hex() == struct.pack(">I", footer.checksum(raw)).hex() == expected

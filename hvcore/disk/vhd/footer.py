@@ -155,8 +155,3 @@ def new_footer(size: int, disk_type: int, disk_id: UUID, timestamp: int) -> Foot
 def resized(footer: Footer, size: int) -> Footer:
     """The footer once the disk has another size; what it had at its creation stays."""
     return replace(footer, size=size, geometry=geometry(size))
-
-
-def build_fixed(size: int, disk_id: UUID, timestamp: int) -> bytes:
-    """The bytes of a new fixed disk's footer."""
-    return build(new_footer(size, FIXED, disk_id, timestamp))
