@@ -16,9 +16,10 @@ cdef enum ScsiAction:
     SCSI_PARAMETERS = 5          # copy data_length bytes of the request's buffer once, then call scsi_parameters
     SCSI_TRIM = 6                # discard the ranges of the UNMAP list: scsi_media
     SCSI_WRITE_SAME = 7          # repeat one block of the request's buffer, or zeros, over the range: scsi_media
+    SCSI_ANSWER = 8              # scsi_media finds the answer and leaves it in data[], which must live until then
 
 cdef enum:
-    SCSI_DATA_MAX = 2056         # REPORT LUNS of 256 LUNs
+    SCSI_DATA_MAX = 4096         # most bytes of an answer that is not the medium's
     SCSI_SENSE_MAX = 20
     SCSI_LIST_MAX = 65535        # data_length of SCSI_PARAMETERS
 
@@ -47,7 +48,7 @@ ctypedef struct ScsiPlan:
     uint8_t sense_length         # 0: no sense
     uint8_t sense[20]
     uint32_t data_length         # bytes moved, or bytes in data
-    uint8_t data[2056]
+    uint8_t *data                # the caller's, SCSI_DATA_MAX bytes: set before scsi_plan
 
 # cdb: 16 bytes, those beyond the CDB's length zero. buffer_length: bytes of the request's data buffer. data_in: the
 # SRB's byte (0 = from the guest, else to the guest, 2 = none). Never touches the disk's media.

@@ -666,6 +666,8 @@ cdef class Target:
         cdef uint8_t command[CDB_MAX]
         cdef ScsiUnit unit = self.unit
         cdef ScsiPlan plan
+        cdef uint8_t answer[SCSI_DATA_MAX]
+        plan.data = answer
         load_cdb(cdb, command)
         unit.unit_attention = 0
         scsi_plan(&unit, command, buffer_length, to_guest, &plan)
@@ -683,12 +685,14 @@ cdef class Target:
         cdef uint8_t command[CDB_MAX]
         cdef Py_buffer out
         cdef ScsiPlan plan
+        cdef uint8_t answer[SCSI_DATA_MAX]
         cdef iovec vector
         cdef int status = disk_status
         cdef uint8_t data_in
         cdef uint64_t sent
         cdef bytes data = b""
         cdef bytes params
+        plan.data = answer
         load_cdb(cdb, command)
         PyObject_GetBuffer(data_out, &out, PyBUF_SIMPLE)
         try:
@@ -714,7 +718,7 @@ cdef class Target:
                     scsi_finish(&self.unit, &plan, status)
                 if plan.scsi_status != SCSI_GOOD:
                     data = b""
-            else:
+            if plan.data_to_guest:
                 data = plan_data(&plan)
         finally:
             PyBuffer_Release(&out)
@@ -726,6 +730,8 @@ def report_luns(luns, cdb, uint32_t allocation, *, bint strict_alloc=True):
     cdef uint8_t bitmap[32]
     cdef uint8_t command[CDB_MAX]
     cdef ScsiPlan plan
+    cdef uint8_t answer[SCSI_DATA_MAX]
+    plan.data = answer
     load_cdb(cdb, command)
     memset(bitmap, 0, sizeof(bitmap))
     for lun in luns:
@@ -739,6 +745,8 @@ def absent(cdb, lun, uint32_t allocation=0):
     """What a controller answers to a command for a LUN that it does not have; all but REPORT LUNS."""
     cdef uint8_t command[CDB_MAX]
     cdef ScsiPlan plan
+    cdef uint8_t answer[SCSI_DATA_MAX]
+    plan.data = answer
     load_cdb(cdb, command)
     check_lun(lun)
     scsi_absent(command, lun, allocation, 1 if allocation else 2, &plan)

@@ -47,7 +47,7 @@ ctypedef struct VspRequest:
     uint64_t trace_id
     uint32_t reply_length        # bytes of the completion's payload (storvsp.md 3.3)
     int status                   # DiskStatus, for an executor that finishes in another thread
-    uint8_t *list                # copy of the parameter list, or NULL
+    uint8_t *list                # copy of the parameter list, or an answer that comes later; NULL for none
     int iov_count
     iovec *iov                   # the guest's pages, after scsi_plan cut to the plan's length
     VstorPacket packet           # private copy of the request
@@ -69,6 +69,7 @@ ctypedef struct Vsp:
     VspRequest *requests         # `depth` of them, allocated by the owner
     VspRequest *free
     uint8_t *buffer              # VSP_PACKET_MAX bytes for the packet at hand
+    uint8_t answer[4096]         # plan.data of the request at hand
     ScsiUnit *units[64]
     uint8_t luns[32]             # bitmap of units
     uint64_t trace_base          # VM and disk, in the upper bits of each trace id

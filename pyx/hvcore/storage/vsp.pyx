@@ -8,8 +8,8 @@ from hvcore.linux.atomics cimport count64
 from hvcore.memory.guest cimport pfn_pointer
 from hvcore.metrics.trace cimport trace_stamp
 from hvcore.scsi.target cimport (
-    SCSI_DONE, SCSI_PARAMETERS, ScsiPlan, scsi_absent, scsi_fail, scsi_finish, scsi_parameters, scsi_plan,
-    scsi_refuse, scsi_report_luns)
+    SCSI_ANSWER, SCSI_DATA_MAX, SCSI_DONE, SCSI_PARAMETERS, ScsiPlan, scsi_absent, scsi_fail, scsi_finish,
+    scsi_parameters, scsi_plan, scsi_refuse, scsi_report_luns)
 from hvcore.storage.hops cimport HOP_COMPLETED, HOP_RECEIVED
 from hvcore.storage.protocol cimport (
     NT_INVALID_DEVICE_STATE, NT_INVALID_PARAMETER, NT_REVISION_MISMATCH, NT_SUCCESS, VSTOR_BEGIN_INITIALIZATION,
@@ -137,8 +137,9 @@ cdef void vsp_finish(VspRequest *request, int disk_status) noexcept nogil:
         scsi_finish(request.unit, &request.plan, disk_status)
     elif disk_status != DISK_OK:
         scsi_fail(&request.plan, 0x84, 0x04, 0x0000)
-    elif vsp.open and vsp.fault == VSP_NO_FAULT:
-        vsp_scatter(vsp, request)            # the answer that was planned, now that the drive identified itself
+    # An answer that was planned before, or that the medium gave.
+    if request.plan.data_to_guest and vsp.open and vsp.fault == VSP_NO_FAULT:
+        vsp_scatter(vsp, request)
     vsp_complete(request)
 
 
@@ -213,6 +214,17 @@ cdef void vsp_parameters(Vsp *vsp, VspRequest *request, const uint8_t *cdb, uint
     scsi_parameters(request.unit, cdb, request.list, length, &request.plan)
 
 
+cdef void vsp_keep_answer(VspRequest *request, uint32_t room) noexcept nogil:
+    """Gives the request memory of its own for an answer that is sent later: the channel's is the next request's."""
+    cdef ScsiPlan *plan = &request.plan
+    request.list = <uint8_t *> malloc(room)
+    if request.list == NULL:
+        scsi_refuse(plan, 0x05, 0x08)                        # busy: no resources (section 10)
+        return
+    memcpy(request.list, plan.data, min(room, plan.data_length))
+    plan.data = request.list
+
+
 cdef int vsp_execute(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packet, const uint8_t *ring_packet,
                      uint32_t length, bint direct, uint32_t payload) noexcept nogil:
     """EXECUTE_SRB, in the order of 5.3. -1: channel fault."""
@@ -246,6 +258,7 @@ cdef int vsp_execute(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packe
     trace_stamp(vsp.trace, request.trace_id, transaction_id, HOP_RECEIVED, vsp.relid)
 
     plan.action = SCSI_DONE
+    plan.data = vsp.answer
     plan.data_length = 0
     plan.sense_length = 0
     if not vstor_command(&request.packet, vsp.version, cdb, plan):
@@ -266,7 +279,11 @@ cdef int vsp_execute(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packe
             if plan.action == SCSI_PARAMETERS:
                 vsp_parameters(vsp, request, cdb, min(wanted, plan.data_length))
         if plan.action == SCSI_DONE and vsp.identify and cdb[0] == 0x12 and plan.srb_status == 1:
-            plan.action = VSP_IDENTIFY
+            vsp_keep_answer(request, plan.data_length)
+            if plan.srb_status == 1:
+                plan.action = VSP_IDENTIFY
+        elif plan.action == SCSI_ANSWER:
+            vsp_keep_answer(request, SCSI_DATA_MAX)
         elif plan.action != SCSI_DONE:
             vsp_cut(request, plan.buffer_length)
         if plan.action != SCSI_DONE:
