@@ -36,7 +36,7 @@ MODULES = {
     "scsi": ["inquiry", "media", "mode", "target"],
     "storage": ["protocol", "vsp", "vsc"],
     "ide": ["dma", "identify", "command", "controller", "device", "driver", "pci"],
-    "dispatch": ["emulated", "floor", "host", "load", "pool", "synthetic", "worker"],
+    "dispatch": ["emulated", "floor", "host", "load", "loop", "pool", "synthetic", "worker"],
 }
 
 FLAVOR = os.environ.get("HVCORE_FLAVOR", "release")

@@ -6,6 +6,7 @@ import socket
 import sys
 import weakref
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from subprocess import Popen
 from types import TracebackType
@@ -82,14 +83,18 @@ class Host:
         return self._caller.call(method, **params)
 
     def create_vm(
-        self, name: str, memory: str | int = "64M", disks: Iterable[DiskConfig | str | os.PathLike[str]] = ()
+        self,
+        name: str,
+        memory: str | int = "64M",
+        disks: Iterable[DiskConfig | str | os.PathLike[str]] = (),
+        *,
+        controllers: int = 1,
+        sub_channels: int = 0,
     ) -> "VirtualMachine":
-        """Makes a VM and opens its images. memory: bytes, or text like "64M". ValueError, HostError."""
-        config = VmConfig.make(name, memory, disks)
-        absolute = config.to_json()
-        for disk in absolute["disks"]:
-            disk["image"] = str(Path(disk["image"]).absolute())
-        self.call("create", config=absolute)
+        """Makes a VM and opens its images. memory: bytes, or text like "64M". controllers: SCSI controllers, at most 4;
+        sub_channels: how many channels beside the first a guest may have on each. ValueError, HostError."""
+        config = VmConfig.make(name, memory, disks, controllers, sub_channels)
+        self.call("create", config=config.to_json() | {"disks": [absolute(disk) for disk in config.disks]})
         self._vms[name] = VirtualMachine(self, name)
         return self._vms[name]
 
@@ -152,6 +157,11 @@ class Host:
         self.close()
 
 
+def absolute(disk: DiskConfig) -> dict[str, Any]:
+    """For a host whose current directory is another one."""
+    return asdict(disk) | {"image": str(Path(disk.image).absolute())}
+
+
 class VirtualMachine:
     """One VM of a host."""
 
@@ -187,6 +197,20 @@ class VirtualMachine:
             child = Child(sock.fileno(), disks, target, arguments, search=sys.path)
         self.host.keep(child)
         return child
+
+    def add_disk(self, disk: DiskConfig | str | os.PathLike[str]) -> int:
+        """One disk more, also under a guest, which is told; its number. An IDE disk is added to a stopped VM only."""
+        config = disk if isinstance(disk, DiskConfig) else DiskConfig(os.fspath(disk))
+        number: int = self.host.call("add_disk", vm=self.name, disk=absolute(config))["number"]
+        return number
+
+    def remove_disk(self, number: int) -> None:
+        """One disk less, also under a guest, which is told; requests that are under way end first."""
+        self.host.call("remove_disk", vm=self.name, disk=number)
+
+    def move_disk(self, number: int, path: str) -> None:
+        """Puts a disk of a stopped VM on another path: "synthetic", "emulated", ..."""
+        self.host.call("move_disk", vm=self.name, disk=number, path=path)
 
     def checkpoint(self, disk: int, path: str | os.PathLike[str]) -> None:
         """Makes the new file `path` a differencing image on top of disk number `disk`, which goes on with it; requests

@@ -7,11 +7,14 @@ from typing import Any, Self
 
 from hvcore.sizes import parse_size
 
-PATHS = ("synthetic", "emulated")
+PATHS = ("synthetic", "emulated", "accelerated")
 IDE_MODES = ("dma", "pio", "pio-string", "pio-multiple")
 FORMATS = ("raw", "vhd", "vhdx")
 IDE_DRIVES = 4
-DISKS_MAX = 64
+CONTROLLERS_MAX = 4
+LUNS = 64  # of one SCSI controller
+SUB_CHANNELS_MAX = 15
+DISKS_MAX = CONTROLLERS_MAX * LUNS
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -19,9 +22,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class DiskConfig:
     """One virtual disk of a VM.
 
-    image: a file. path: "synthetic" (storvsp) or "emulated" (through the IDE emulator). format: "raw", "vhd", "vhdx",
-    or None to recognise VHD and VHDX by content. ide_mode: how the emulated path moves data. sector_size: 512 or 4096,
-    for raw images only.
+    image: a file. path: "synthetic" (storvsp), "emulated" (through the IDE emulator) or "accelerated" (an IDE disk
+    over a storvsp channel of its own). format: "raw", "vhd", "vhdx", or None to recognise VHD and VHDX by content.
+    ide_mode: how the emulated path moves data. sector_size: 512 or 4096, for raw images only. controller, lun: place
+    of a synthetic disk; lun None takes the lowest that is free. shared: other VMs of the host may use the same image,
+    whose disks all say so.
     """
 
     image: str
@@ -30,6 +35,9 @@ class DiskConfig:
     read_only: bool = False
     ide_mode: str = "dma"
     sector_size: int | None = None
+    controller: int = 0
+    lun: int | None = None
+    shared: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.image, str):
@@ -45,54 +53,78 @@ class DiskConfig:
             if value not in allowed:
                 known = ", ".join(str(one) for one in allowed if one is not None)
                 raise ValueError(f"a disk's {name} is one of {known}, not {value!r}")
-        if self.sector_size == 4096 and self.path == "emulated":
+        for name, number, most in (("controller", self.controller, CONTROLLERS_MAX), ("lun", self.lun, LUNS)):
+            if number is not None and not (type(number) is int and 0 <= number < most):
+                raise ValueError(f"a disk's {name} is a number from 0 to {most - 1}, not {number!r}")
+        if self.path != "synthetic" and (self.controller or self.lun is not None):
+            raise ValueError(f"{self.image}: only a synthetic disk has a controller and a LUN to choose")
+        if self.sector_size == 4096 and self.path != "synthetic":
             raise ValueError(f"{self.image}: an IDE disk has sectors of 512 bytes, not 4096")
 
 
 @dataclass(frozen=True)
 class VmConfig:
-    """A VM's name, guest memory in bytes, and disks in the order in which a guest sees them."""
+    """A VM's name, guest memory in bytes, and disks in the order in which a guest sees them.
+
+    controllers: its SCSI controllers. sub_channels: how many channels beside the primary a guest may have on each.
+    """
 
     name: str
     memory: int
     disks: tuple[DiskConfig, ...]
+    controllers: int = 1
+    sub_channels: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ValueError(f"{self.name!r} is not a VM's name: letters, digits, '.', '_', '-', at most 64")
         if len(self.disks) > DISKS_MAX:
             raise ValueError(f"a VM has at most {DISKS_MAX} disks, not {len(self.disks)}")
-        emulated = sum(disk.path == "emulated" for disk in self.disks)
-        if emulated > IDE_DRIVES:
-            raise ValueError(f"a VM has at most {IDE_DRIVES} emulated disks (two IDE channels of two), not {emulated}")
+        ide = sum(disk.path != "synthetic" for disk in self.disks)
+        if ide > IDE_DRIVES:
+            raise ValueError(f"a VM has at most {IDE_DRIVES} IDE disks (two channels of two), not {ide}")
+        for name, number, least, most in (
+            ("controllers", self.controllers, 1, CONTROLLERS_MAX),
+            ("sub_channels", self.sub_channels, 0, SUB_CHANNELS_MAX),
+        ):
+            if type(number) is not int or not least <= number <= most:
+                raise ValueError(f"{name} is a number from {least} to {most}, not {number!r}")
 
     @classmethod
-    def make(cls, name: str, memory: str | int, disks: Any) -> Self:
+    def make(cls, name: str, memory: str | int, disks: Any, controllers: int = 1, sub_channels: int = 0) -> Self:
         """From what a caller writes: a size as text, disks as DiskConfig or file names."""
         configs = [disk if isinstance(disk, DiskConfig) else DiskConfig(os.fspath(disk)) for disk in disks]
-        return cls(name, parse_size(memory), tuple(configs))
+        return cls(name, parse_size(memory), tuple(configs), controllers, sub_channels)
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "memory": self.memory, "disks": [asdict(disk) for disk in self.disks]}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
         """From the control socket. ValueError for anything that is not a VM's description."""
         try:
-            known = DiskConfig.__dataclass_fields__
-            disks = []
-            if set(value) - set(cls.__dataclass_fields__):
-                unknown = sorted(set(value) - set(cls.__dataclass_fields__))
-                raise ValueError(f"unknown keys of a VM: {', '.join(unknown)}")
-            for disk in value["disks"]:
-                if set(disk) - set(known):
-                    raise ValueError(f"unknown keys of a disk: {', '.join(sorted(set(disk) - set(known)))}")
-                for key, kind in (("image", str), ("path", str), ("ide_mode", str), ("read_only", bool)):
-                    if key in disk and not isinstance(disk[key], kind):
-                        raise ValueError(f"a disk's {key} is not a {kind.__name__}: {disk[key]!r}")
-                disks.append(DiskConfig(**disk))
+            known(value, cls, "a VM")
+            disks = [disk_from_json(disk) for disk in value["disks"]]
             if isinstance(value["memory"], bool) or not isinstance(value["memory"], int | str):
                 raise ValueError(f"memory is a number of bytes, not {value['memory']!r}")
-            return cls(value["name"], parse_size(value["memory"]), tuple(disks))
+            return cls(**(value | {"memory": parse_size(value["memory"]), "disks": tuple(disks)}))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the description of a VM: {error}") from None
+
+
+def known(value: Any, kind: type[DiskConfig | VmConfig], what: str) -> None:
+    unknown = sorted(set(value) - set(kind.__dataclass_fields__))
+    if unknown:
+        raise ValueError(f"unknown keys of {what}: {', '.join(unknown)}")
+
+
+def disk_from_json(value: Any) -> DiskConfig:
+    """From the control socket. ValueError for anything that is not a disk's description."""
+    try:
+        known(value, DiskConfig, "a disk")
+        for key, kind in (("image", str), ("path", str), ("ide_mode", str), ("read_only", bool), ("shared", bool)):
+            if key in value and not isinstance(value[key], kind):
+                raise ValueError(f"a disk's {key} is not a {kind.__name__}: {value[key]!r}")
+        return DiskConfig(**value)
+    except TypeError as error:
+        raise ValueError(f"not the description of a disk: {error}") from None

@@ -83,11 +83,15 @@ class Guest:
             self._endpoint.start(self._client.receive, self._client.refused, self._gone)
             self.vmbus_version = self._client.connect()
             offers = {channel.offer.interface_instance: channel for channel in self._client.request_offers()}
-            for number, description in enumerate(disks):
-                channel = offers.get(UUID(description["instance"]))
-                if channel is None:
+            opened: dict[str, Channel] = {}  # by the controller's instance
+            for description in disks:
+                instance, number = description["instance"], description["number"]
+                offered = offers.get(UUID(instance))
+                if offered is None:
                     raise ProtocolError(f"the host does not offer disk {number}")
-                self.disks.append(Disk(self, self._open_channel(channel, description), number, description))
+                if instance not in opened:
+                    opened[instance] = self._open_channel(offered, description)
+                self.disks.append(Disk(self, opened[instance], number, description))
         except BaseException:
             self.close()
             raise
@@ -99,7 +103,7 @@ class Guest:
         pages = list(range(first, first + count))
         gpadl = self._client.create_gpadl(offered, pages)
         # Both ends of the emulated path and the worker are three waiters: where CPUs are short this one blocks at once.
-        spins = description["path"] == "synthetic" or usable_cpus() >= 3
+        spins = description["path"] != "emulated" or usable_cpus() >= 3
         channel = Channel(
             self.memory,
             self._events,

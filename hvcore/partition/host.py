@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import hvcore
+from hvcore.dispatch.pool import MediaPool
 from hvcore.errors import Error, HostError
 from hvcore.hypervisor.partition import Hypervisor
 from hvcore.partition import rpc
-from hvcore.partition.config import VmConfig
+from hvcore.partition.config import VmConfig, disk_from_json
+from hvcore.partition.images import Images
 from hvcore.partition.loop import HANGUP, READ, WRITE, Loop
 from hvcore.partition.vm import Vm
 
@@ -65,6 +67,8 @@ class HostProcess:
     def __init__(self, *, memory_limit: int | None = None) -> None:
         self.loop = Loop()
         self._hypervisor = Hypervisor(memory_limit)
+        self._images = Images()
+        self._pool = MediaPool()
         self._vms: dict[str, Vm] = {}
         self._numbers = 0
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
@@ -78,6 +82,9 @@ class HostProcess:
             "stop": lambda vm: self._vm(vm).stop(),
             "delete": self._delete,
             "list": lambda: [vm.describe() for vm in self._vms.values()],
+            "add_disk": lambda vm, disk: self._vm(vm).add_disk(disk_from_json(disk)),
+            "remove_disk": lambda vm, disk: self._vm(vm).remove_disk(disk),
+            "move_disk": lambda vm, disk, path: self._vm(vm).move_disk(disk, path),
             "checkpoint": lambda vm, disk, image: self._vm(vm).checkpoint(disk, image),
             "counters": lambda vm: self._vm(vm).counters(),
             "trace": lambda vm, enable=None: self._vm(vm).trace(enable),
@@ -183,7 +190,9 @@ class HostProcess:
         if len(self._vms) == VMS_MAX:
             raise HostError(f"a host holds at most {VMS_MAX} VMs")
         self._numbers += 1
-        self._vms[checked.name] = Vm(self.loop, self._hypervisor, checked, self._numbers & 0xFFFF, self.note)
+        self._vms[checked.name] = Vm(
+            self.loop, self._hypervisor, self._images, self._pool, checked, self._numbers & 0xFFFF, self.note
+        )
         self.note("created", vm=checked.name)
         return self._vms[checked.name].describe()
 
@@ -209,6 +218,7 @@ class HostProcess:
             self.loop.remove(control)
             control.connection.close()
         self._controls.clear()
+        self._pool.close()
         self.loop.close()
 
 

@@ -2,31 +2,29 @@
 
 import contextlib
 import os
-import select
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hvcore.disk.image import ImageInfo
-from hvcore.disk.ops import Backend
-from hvcore.dispatch.host import Dispatch
-from hvcore.errors import Error, HostError, ImageError
+from hvcore.dispatch.pool import MediaPool
+from hvcore.errors import Error, HostError
 from hvcore.hypervisor.partition import ChildPartition, Hypervisor
 from hvcore.memory.region import Region
 from hvcore.metrics.trace import TraceReader, decode
-from hvcore.partition.config import IDE_MODES, DiskConfig, VmConfig
-from hvcore.partition.emulator import Drive, Emulator
-from hvcore.partition.loop import HANGUP, READ, WRITE, Loop
-from hvcore.scsi.target import Target
-from hvcore.storage.packet import SCSI_INTERFACE
-from hvcore.vhd.live import checkpoint, open_live, settle
+from hvcore.partition.config import DiskConfig, VmConfig
+from hvcore.partition.emulator import Emulator
+from hvcore.partition.images import Images
+from hvcore.partition.loop import Loop
+from hvcore.partition.sources import Attached, Watch, hung_up
+from hvcore.partition.storage import Controller, Event, Storage, VirtualDisk
+from hvcore.vhd.live import checkpoint
 from hvcore.vmbus.attach import Refusal
 from hvcore.vmbus.gpadl import Gpadl
 from hvcore.vmbus.message import STATUS_SUCCESS, STATUS_UNSUCCESSFUL
-from hvcore.vmbus.offers import Channel, Offer
+from hvcore.vmbus.offers import Channel
 from hvcore.vmbus.server import VmbusServer
 from hvcore.vmbus.transport import Attachment, HostEndpoint
 
@@ -36,175 +34,83 @@ RESTARTS = 5  # of a worker within RESTART_SECONDS; then its disks fail until th
 RESTART_SECONDS = 30.0
 CLOSE_PATIENCE = 5.0  # for a worker that holds a request of a closing channel
 
-Event = Callable[..., None]
-
-
-class _Watch:
-    """A descriptor that only becomes readable once, as a source of the loop."""
-
-    def __init__(self, fd: int, callback: Callable[[], None]) -> None:
-        self._fd = fd
-        self._callback = callback
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def interest(self) -> int:
-        return READ
-
-    def ready(self, events: int) -> None:
-        self._callback()
-
-    def deadline(self) -> float | None:
-        return None
-
-
-class _Attached:
-    """A guest's vmbus-user socket as a source of the loop."""
-
-    def __init__(self, endpoint: HostEndpoint) -> None:
-        self._endpoint = endpoint
-
-    def fileno(self) -> int:
-        return self._endpoint.fileno()
-
-    def interest(self) -> int:
-        return (READ if self._endpoint.wants_read else 0) | (WRITE if self._endpoint.wants_write else 0)
-
-    def ready(self, events: int) -> None:
-        if events & READ:
-            self._endpoint.on_readable()
-        if events & WRITE and not self._endpoint.closed:
-            self._endpoint.on_writable()
-        if events & HANGUP and not events & READ and not self._endpoint.closed:
-            self._endpoint.on_hangup()
-
-    def deadline(self) -> float | None:
-        left = self._endpoint.resume_after()
-        return None if left is None else time.monotonic() + left
-
-
-class VirtualDisk:
-    """One disk of a VM: configuration, open image, place in the data path, channel offered to the guest."""
-
-    def __init__(self, config: DiskConfig, image: "OpenImage", index: int, offer: Offer) -> None:
-        self.config = config
-        self.image = image
-        self.index = index
-        self.offer = offer
-
-    def describe(self) -> dict[str, Any]:
-        """What a guest's library has to know to find the disk."""
-        return {
-            "instance": str(self.offer.interface_instance),
-            "lun": 0,
-            "path": self.config.path,
-            "ide_mode": self.config.ide_mode,
-            "image": self.image.info.path,
-            "parent": self.image.info.parent,
-        }
-
-
-class OpenImage:
-    """An image that one or more disks of a VM share. info: what it is now; after a checkpoint that is the new child."""
-
-    def __init__(self, disk: Backend, info: ImageInfo) -> None:
-        self.disk = disk
-        self.info = info
-
 
 class Vm:
     """The VM's devices are what hvcore.vmbus.server asks (Devices). `note` records an event for people."""
 
-    def __init__(self, loop: Loop, hypervisor: Hypervisor, config: VmConfig, number: int, note: Event) -> None:
-        """Opens the images. ImageError, ValueError: nothing is left open."""
+    def __init__(
+        self,
+        loop: Loop,
+        hypervisor: Hypervisor,
+        images: Images,
+        pool: MediaPool,
+        config: VmConfig,
+        number: int,
+        note: Event,
+    ) -> None:
+        """Opens the images. ImageError, HostError, ValueError: nothing is left open."""
         hypervisor.check(config.memory)
         self.config = config
         self.id = uuid.uuid4()
         self.running = False
-        self.disks: list[VirtualDisk] = []
         self._loop = loop
         self._hypervisor = hypervisor
         self._note = note
-        self._images: dict[tuple[object, ...], OpenImage] = {}
-        self._drives: list[Drive] = []
         self._emulator: Emulator | None = None
-        self._watch: _Watch | None = None
+        self._watch: Watch | None = None
         self._restarts: list[float] = []
         self._partition: ChildPartition | None = None
         self._server: VmbusServer | None = None
         self._endpoint: HostEndpoint | None = None
-        self._source: _Attached | None = None
+        self._source: Attached | None = None
         self._trace: Region | None = None
         self._trace_readers: list[TraceReader] = []
-        self._channels: dict[Channel, VirtualDisk] = {}
-        self.dispatch = Dispatch()
-        self._broken = _Watch(self.dispatch.broken_fd, self._worker_broke)
-        try:
-            for disk in config.disks:
-                self._add_disk(disk, number)
-        except BaseException:
-            self.dispatch.close()
-            self._close_images()
-            raise
+        self._channels: dict[Channel, tuple[Controller, int]] = {}  # offered: controller and sub-channel
+        self.storage = Storage(self.id, number, config, images, pool, note)
+        self.dispatch = self.storage.dispatch
+        self._broken = Watch(self.dispatch.broken_fd, self._worker_broke)
+        self._sub_channels = Watch(self.dispatch.sub_channel_fd, self._offer_sub_channels)
+        self._loop.add(self._sub_channels)
 
     # Disks.
 
-    def _open(self, disk: DiskConfig) -> OpenImage:
-        """Two disks of one VM may name the same image: they then share it, as its lock would keep the second out."""
+    def add_disk(self, disk: DiskConfig) -> dict[str, Any]:
+        """One disk more, also while a guest is there: it is told. IDE disks come and go with the VM stopped."""
+        if disk.path != "synthetic" and self.running:
+            raise HostError(f"{disk.image}: an IDE disk is added while {self.config.name} is stopped")
+        added = self.storage.add(disk)
+        self._note("disk added", vm=self.config.name, disk=added.number, image=disk.image)
+        return added.describe()
+
+    def remove_disk(self, number: int) -> None:
+        """One disk less, also while a guest is there: it is told, and what it has under way on the disk ends."""
+        disk = self.storage.find(number)
+        if disk.place is not None and self.running:
+            raise HostError(f"disk {number} is an IDE disk: it is removed while {self.config.name} is stopped")
+        self.storage.detach(disk)
+        self.dispatch.drain_disk(disk.index)
+        self.storage.discard(disk)
+        self._note("disk removed", vm=self.config.name, disk=number)
+
+    def move_disk(self, number: int, path: str) -> dict[str, Any]:
+        """Puts a disk on another path, under the same number, while the VM is stopped."""
+        disk = self.storage.find(number)
+        if self.running:
+            raise HostError(f"disk {number} is moved while {self.config.name} is stopped")
+        config = replace(disk.config, path=path, controller=0, lun=None, image=disk.image.info.path)
+        self.remove_disk(number)
         try:
-            found = Path(disk.image).stat()
-        except (OSError, ValueError) as error:
-            raise ImageError(f"{disk.image}: {getattr(error, 'strerror', None) or error}") from None
-        key = found.st_dev, found.st_ino, disk.format, disk.read_only, disk.sector_size
-        image = self._images.get(key)
-        if image is None:
-            mode = "r" if disk.read_only else "r+"
-            image = OpenImage(*open_live(disk.image, mode=mode, format=disk.format, sector_size=disk.sector_size))
-            self._images[key] = image
-        return image
-
-    def _add_disk(self, disk: DiskConfig, number: int) -> None:
-        opened = self._open(disk)
-        image = opened.disk
-        identity = uuid.uuid5(self.id, str(len(self.disks)))
-        target = Target(image, id=identity.bytes, serial=identity.hex[:20])
-        place = {}
-        if disk.path == "emulated":
-            if image.sector_size != 512:
-                raise ValueError(f"{disk.image}: an IDE disk has sectors of 512 bytes, not {image.sector_size}")
-            if image.size > 512 << 48:
-                raise ValueError(f"{disk.image}: an IDE disk has at most 2**48 sectors")
-            channel, drive = divmod(len(self._drives), 2)
-            physical = image.physical_sector_size
-            self._drives.append((channel, drive, image.size // 512, image.read_only, identity.hex[:20], physical))
-            place = {"channel": channel, "drive": drive, "mode": IDE_MODES.index(disk.ide_mode)}
-        index = self.dispatch.add_disk(target, disk.path, vm=number, **place)
-        self.disks.append(VirtualDisk(disk, opened, index, Offer(SCSI_INTERFACE, identity)))
-
-    def _close_images(self) -> None:
-        for image in self._images.values():
-            try:
-                image.disk.close()
-            except Error as error:
-                self._note("image not closed cleanly", vm=self.config.name, image=image.info.path, reason=str(error))
-        self._images.clear()
-
-    def _settle_images(self) -> None:
-        """A stopped VM's images can be copied: nothing in them waits for a log's replay."""
-        for image in self._images.values():
-            try:
-                settle(image.disk)
-            except Error as error:
-                self._note("image not closed cleanly", vm=self.config.name, image=image.info.path, reason=str(error))
+            moved = self.storage.add(config, number)
+        except BaseException:
+            self.storage.add(disk.config, number)
+            raise
+        return moved.describe()
 
     def checkpoint(self, disk: int, image: str) -> dict[str, Any]:
         """From now on disk number `disk` writes into the new differencing image `image`, on top of the present one."""
-        if not isinstance(disk, int) or not 0 <= disk < len(self.disks):
-            raise ValueError(f"{self.config.name} has no disk {disk!r}")
+        opened = self.storage.find(disk).image
         if not isinstance(image, str) or not image or "\0" in image:
             raise ValueError(f"a checkpoint's image is the name of a new file, not {image!r}")
-        opened = self.disks[disk].image
         opened.info = checkpoint(opened.disk, opened.info, image)
         self._note("checkpoint", vm=self.config.name, disk=disk, image=image)
         return self.describe()
@@ -215,7 +121,7 @@ class Vm:
         """Starts the worker, when there are emulated disks. HostError when it does not come up."""
         if self.running:
             raise HostError(f"{self.config.name} is running already")
-        if self._drives:
+        if self.storage.drives:
             self._start_worker()
             self._loop.add(self._broken)
         self.running = True
@@ -230,41 +136,41 @@ class Vm:
             self._endpoint.on_hangup()
         if self._endpoint is not None:
             raise HostError(f"{self.config.name} has a guest already")
-        if self._drives and self._emulator is None:
+        if self.storage.drives and self._emulator is None:
             self._restarts.clear()
             self._start_worker()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._endpoint = HostEndpoint(ours, self._admit, self._message, self._guest_gone)
-        self._source = _Attached(self._endpoint)
+        self._source = Attached(self._endpoint)
         self._loop.add(self._source)
-        return theirs.detach(), [disk.describe() for disk in self.disks]
+        return theirs.detach(), [disk.describe() for disk in self.storage]
 
     def stop(self) -> None:
         """Ends guest and worker; the VM may be started again. Idempotent."""
         if self._endpoint is not None:
             self._drop_guest()
             self._note("guest stopped", vm=self.config.name)
-        if self.running and self._drives:
+        if self.running and self.storage.drives:
             self._loop.remove(self._broken)
         self._stop_worker()
         if self.running:
             self.running = False
-            self._settle_images()
+            self.storage.settle()
             self._note("stopped", vm=self.config.name)
 
     def close(self) -> None:
         """Stops, and closes the images. Idempotent."""
         self.stop()
         self._trace_readers.clear()
-        self.dispatch.close()
-        self._close_images()
+        self._loop.remove(self._sub_channels)
+        self.storage.close()
 
     # The worker.
 
     def _start_worker(self) -> None:
         memory = self._partition.memory if self._partition is not None else None
-        self._emulator = Emulator(self.dispatch, self._drives, memory)
-        self._watch = _Watch(self._emulator.pidfd, self._worker_ended)
+        self._emulator = Emulator(self.dispatch, self.storage.drives, memory)
+        self._watch = Watch(self._emulator.pidfd, self._worker_ended)
         self._loop.add(self._watch)
         self._open_trace()
 
@@ -316,7 +222,9 @@ class Vm:
                 self._emulator.memory(self._partition.memory)
         pages = self._partition.memory.size // 4096
         self._server = VmbusServer(self._send, self, memory_pages=pages)
-        self._channels = {self._server.offer(disk.offer): disk for disk in self.disks}
+        self._channels = {}
+        for controller in self.controllers:
+            self._channels[self._server.offer(controller.offer())] = controller, 0
         self._note("guest attached", vm=self.config.name)
         return self._partition.attachment
 
@@ -342,8 +250,8 @@ class Vm:
         if self._server is not None:
             self._server.disconnect()
             self._server = None
-        for disk in self.disks:
-            self._close_disk(disk)
+        for controller in self.controllers:
+            self._close(controller, 0)
         self.dispatch.detach()
         if self._emulator is not None and self._partition is not None:
             with contextlib.suppress(HostError):
@@ -356,12 +264,18 @@ class Vm:
     # What the VMBus asks of its devices (hvcore.vmbus.server.Devices).
 
     def open_channel(self, channel: Channel, gpadl: Gpadl, downstream_page_offset: int) -> int | None:
-        disk = self._channels[channel]
-        opened = self.dispatch.open_channel(disk.index, channel.relid, gpadl.pfns, downstream_page_offset)
+        controller, sub = self._channels[channel]
+        opened = self.dispatch.open_channel(controller.number, sub, channel.relid, gpadl.pfns, downstream_page_offset)
         return STATUS_SUCCESS if opened else STATUS_UNSUCCESSFUL
 
     def close_channel(self, channel: Channel) -> bool:
-        self._close_disk(self._channels[channel])
+        controller, sub = self._channels[channel]
+        self._close(controller, sub)
+        if sub == 0 and self._server is not None:  # storvsp.md 4.1: the sub-channels go with their primary
+            for other, place in list(self._channels.items()):
+                if place[0] is controller and place[1]:
+                    self._server.rescind(other)
+                    del self._channels[other]
         return True
 
     def gpadl_in_use(self, channel: Channel, gpadl: Gpadl) -> bool:
@@ -370,15 +284,33 @@ class Vm:
     def retarget_channel(self, channel: Channel) -> None:
         pass  # one event page for all processors
 
-    def _close_disk(self, disk: VirtualDisk) -> None:
+    @property
+    def controllers(self) -> list[Controller]:
+        """Those of SCSI disks and those of single IDE disks."""
+        of_disks = {disk.controller.number: disk.controller for disk in self.storage if disk.controller is not None}
+        return list(({c.number: c for c in self.storage.controllers} | of_disks).values())
+
+    def _close(self, controller: Controller, sub: int) -> None:
         """Returns when nothing of the channel is in flight. Disk accesses end; a worker may not, and is then ended."""
-        if self.dispatch.close_channel(disk.index, CLOSE_PATIENCE if disk.config.path == "emulated" else -1):
+        if self.dispatch.close_channel(controller.number, sub, CLOSE_PATIENCE if controller.emulated else -1):
             return
         if self._emulator is not None:
             self._note("worker does not answer", vm=self.config.name)
             self._emulator.kill()
             self.dispatch.worker_lost()
-        self.dispatch.close_channel(disk.index)
+        self.dispatch.close_channel(controller.number, sub)
+
+    def _offer_sub_channels(self) -> None:
+        """A guest asked for sub-channels (storvsp.md 4.3): those of each controller that are not offered yet."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.dispatch.sub_channel_fd, 8)
+        if self._server is None:
+            return
+        offered = set(self._channels.values())
+        for controller in self.storage.controllers:
+            for sub in range(1, self.dispatch.sub_channels(controller.number) + 1):
+                if (controller, sub) not in offered:
+                    self._channels[self._server.offer(controller.offer(sub))] = controller, sub
 
     # What it does and what it cost.
 
@@ -410,13 +342,16 @@ class Vm:
         if self._emulator is not None:
             switches += context_switches(self._emulator.process.pid)
         return {
-            "disks": [
-                self.dispatch.counters(disk.index) | {"channel": self.dispatch.inspect(disk.index)}
-                for disk in self.disks
-            ],
+            "disks": [self._disk_counters(disk) for disk in self.storage],
             "context_switches": switches,
             "vmbus": self._server.inspect() if self._server is not None else None,
         }
+
+    def _disk_counters(self, disk: VirtualDisk) -> dict[str, Any]:
+        found: dict[str, Any] = dict(self.dispatch.counters(disk.index))
+        if disk.controller is not None:
+            found["channel"] = self.dispatch.inspect(disk.controller.number)
+        return found | {"number": disk.number}
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -426,15 +361,8 @@ class Vm:
             "guest": self._server is not None,
             "memory": self.config.memory,
             "worker": self._emulator.process.pid if self._emulator is not None else None,
-            "disks": [disk.describe() | {"size": disk.image.info.size} for disk in self.disks],
+            "disks": [disk.describe() | {"size": disk.image.info.size} for disk in self.storage],
         }
-
-
-def hung_up(fd: int) -> bool:
-    """Whether the other end of a socket is closed."""
-    poll = select.poll()
-    poll.register(fd, 0)
-    return bool(poll.poll(0))
 
 
 def context_switches(pid: int) -> int:

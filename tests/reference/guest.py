@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 from hvcore.dispatch.host import Dispatch
+from hvcore.dispatch.pool import MediaPool
 from hvcore.memory.region import Region
 from hvcore.scsi import Target
 from hvcore.vmbus import Packet, Ring
@@ -103,15 +104,19 @@ class Guest:
         self.memory = Region.create(memory, "guest")
         self.events = Region.create(PAGE, "events")
         self.doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.dispatch = Dispatch(pool_threads=pool_threads)
+        self.pool = MediaPool(pool_threads)
+        self.dispatch = Dispatch(self.pool)
         self.channels: list[Channel] = []
         self.next_pfn = 1
         self.attached = False
 
     def add(self, image: object, path: str = "synthetic", *, ring_pages: int = 8, open: bool = True, **options: int):
-        """A disk and its channel. All disks are added before the first channel opens."""
+        """A disk, as LUN 0 of a controller of its own, and its channel."""
         target = Target(image, id=DISK_ID, serial="0123456789ABCDEF")
-        index = self.dispatch.add_disk(target, path, **options)
+        drive = {name: options.pop(name) for name in ("channel", "drive", "mode", "vm") if name in options}
+        disk = self.dispatch.add_disk(target, path, **drive)
+        index = self.dispatch.add_controller(**options)
+        self.dispatch.attach_unit(index, 0, disk)
         channel = Channel(self, index, ring_pages)
         self.channels.append(channel)
         if open:
@@ -155,6 +160,7 @@ class Guest:
 
     def close(self) -> None:
         self.dispatch.close()
+        self.pool.close()
         for channel in self.channels:
             channel.release()
         os.close(self.doorbell)
@@ -193,7 +199,7 @@ class Channel:
             self.guest.write(page, bytes(PAGE))
         self.to_host = Ring.attach(self.guest.memory, pages=self.pfns[: self.downstream], role="guest")
         self.to_guest = Ring.attach(self.guest.memory, pages=self.pfns[self.downstream :], role="guest")
-        return self.guest.dispatch.open_channel(self.index, self.relid, self.pfns, self.downstream)
+        return self.guest.dispatch.open_channel(self.index, 0, self.relid, self.pfns, self.downstream)
 
     def release(self) -> None:
         for ring in (self.to_host, self.to_guest):
@@ -202,7 +208,7 @@ class Channel:
         self.to_host = self.to_guest = None
 
     def close(self, timeout: float = PATIENCE_S) -> bool:
-        return self.guest.dispatch.close_channel(self.index, timeout)
+        return self.guest.dispatch.close_channel(self.index, 0, timeout)
 
     def reopen(self) -> None:
         assert self.close()

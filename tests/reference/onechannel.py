@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from hvcore.disk.ops import Backend
 from hvcore.dispatch.host import HANDOVER_SIZE, Dispatch
+from hvcore.dispatch.pool import MediaPool
 from hvcore.dispatch.worker import Worker
 from hvcore.memory.region import Region
 from hvcore.scsi.target import Target
@@ -31,11 +32,14 @@ def channel_to(disk: Backend, place: str) -> Iterator[Channel]:
 
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, doorbell)
-        dispatch = stack.enter_context(Dispatch())
+        pool = MediaPool()
+        stack.callback(pool.close)
+        dispatch = stack.enter_context(Dispatch(pool))
         mode = IDE_MODES.index(place) if place in IDE_MODES else None
-        index = dispatch.add_disk(
-            Target(disk), "synthetic" if mode is None else "emulated", **({} if mode is None else {"mode": mode})
-        )
+        index = dispatch.add_controller()
+        ide = {} if mode is None else {"mode": mode}
+        number = dispatch.add_disk(Target(disk), "synthetic" if mode is None else "emulated", **ide)
+        dispatch.attach_unit(index, 0, number)
         if mode is not None:
             shared = Region.create(HANDOVER_SIZE)
             drive = (0, 0, disk.size // 512, disk.read_only, "serial", 512)
@@ -46,7 +50,7 @@ def channel_to(disk: Backend, place: str) -> Iterator[Channel]:
             dispatch.worker_attached(shared)
             stack.callback(dispatch.worker_lost)
         dispatch.attach(memory, events, doorbell)
-        assert dispatch.open_channel(index, 1, pages, RING_PAGES)
+        assert dispatch.open_channel(index, 0, 1, pages, RING_PAGES)
         channel = Channel(memory, events, doorbell, 1, pages, RING_PAGES, allocate, depth=64)
         stack.callback(channel.end)
         channel.start()

@@ -264,7 +264,7 @@ def test_closing_waits_for_requests_in_flight(slow, gate):
     for _ in range(2):
         assert not slow.close(timeout=0)
         assert slow.inspect()["in_flight"] > 0
-        assert not guest.dispatch.open_channel(0, 1, slow.pfns, slow.downstream)
+        assert not guest.dispatch.open_channel(0, 0, 1, slow.pfns, slow.downstream)
     guest.channels[1].answers()
     rings = [guest.read(pfn * PAGE, PAGE) for pfn in slow.pfns]
     gate.open()

@@ -280,7 +280,7 @@ def test_rings_outside_memory_are_refused(guest, other, disk, pfn):
     guest.attach()
     for place in range(len(channel.pfns)):
         pages = [*channel.pfns[:place], pfn, *channel.pfns[place + 1 :]]
-        assert not guest.dispatch.open_channel(channel.index, channel.relid, pages, channel.downstream)
+        assert not guest.dispatch.open_channel(channel.index, 0, channel.relid, pages, channel.downstream)
     assert channel.open()
 
 
@@ -290,7 +290,7 @@ def test_rings_outside_memory_are_refused(guest, other, disk, pfn):
 def test_rings_without_data_pages_are_refused(guest, disk, count, downstream):
     channel = guest.add(disk, open=False)
     guest.attach()
-    assert not guest.dispatch.open_channel(channel.index, 1, channel.pfns[:count], downstream)
+    assert not guest.dispatch.open_channel(channel.index, 0, 1, channel.pfns[:count], downstream)
     assert channel.open()
 
 
@@ -301,7 +301,7 @@ def test_rings_with_bad_indices_are_refused(guest, disk, ring, word, value):
     channel = guest.add(disk, open=False)
     guest.attach()
     channel.words(ring, **{word: value})
-    assert not guest.dispatch.open_channel(channel.index, 1, channel.pfns, channel.downstream)
+    assert not guest.dispatch.open_channel(channel.index, 0, 1, channel.pfns, channel.downstream)
     assert channel.open()
 
 
@@ -359,7 +359,7 @@ def test_pages_listed_twice_are_harmless(guest, ready, other, disk):
         pages = [shuffle.choice(ready.pfns) for _ in ready.pfns]
         for page in ready.pfns:
             guest.write(page * PAGE, bytes(PAGE))
-        if guest.dispatch.open_channel(ready.index, ready.relid, pages, ready.downstream):
+        if guest.dispatch.open_channel(ready.index, 0, ready.relid, pages, ready.downstream):
             guest.write(pages[1] * PAGE, in_band(vstor(7)))
             guest.store32(pages[0] * PAGE, 88)
             ready.signal()

@@ -5,9 +5,10 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hvcore.disk.ops cimport DiskRef
 from hvcore.dispatch.handover cimport HandOver, HandOverChannel
-from hvcore.dispatch.pool cimport Pool, PoolJob
+from hvcore.dispatch.pool cimport PoolJob
+from hvcore.dispatch.synthetic cimport MediaDisk
 from hvcore.linux.syscalls cimport iovec
-from hvcore.storage.vsp cimport VspRequest
+from hvcore.storage.vsp cimport VspRequest, VspUnit
 
 cdef enum:
     EMULATED_IOV = 80            # buffers of one media access
@@ -41,23 +42,23 @@ ctypedef struct EmulatedChannel:
 
 ctypedef struct EmulatedHost:
     HandOver *shared             # NULL without a worker
-    Pool *pool
     int worker_bell              # eventfd: unused by the host but to wait
     uint64_t faults              # answers of a worker that were not believed
     bint unavailable             # there is no worker and will be none: requests are aborted at once
     bint broken                  # the worker broke the protocol: it must be ended
     EmulatedChannel channels[2]
 
-ctypedef struct EmulatedDisk:    # context of the executor
+ctypedef struct EmulatedDisk:    # context of a VspUnit
     EmulatedHost *host
+    MediaDisk *media
     DiskRef *disk
     uint32_t channel             # 0, 1
     uint32_t drive               # 0, 1
     uint32_t mode                # IdeMode
 
-cdef void emulated_init(EmulatedHost *host, Pool *pool) noexcept nogil
-# A VspExecutor; context is the EmulatedDisk.
-cdef void emulated_execute(void *context, VspRequest *request) noexcept nogil
+cdef void emulated_init(EmulatedHost *host) noexcept nogil
+# A VspExecutor; the unit's context is an EmulatedDisk.
+cdef void emulated_execute(VspUnit *unit, VspRequest *request) noexcept nogil
 # Takes what the worker posted; the number of messages.
 cdef int emulated_poll(EmulatedHost *host) noexcept nogil
 # Whether nothing is in the emulator's hands.
@@ -69,5 +70,5 @@ cdef void emulated_worker(EmulatedHost *host, HandOver *shared) noexcept nogil
 cdef void emulated_worker_lost(EmulatedHost *host) noexcept nogil
 # There will be no worker: aborts what waits and what will come, until emulated_worker.
 cdef void emulated_unavailable(EmulatedHost *host) noexcept nogil
-# Aborts the requests that wait for the worker, of one Vsp or (NULL) of all.
-cdef void emulated_drop(EmulatedHost *host, void *vsp) noexcept nogil
+# Aborts the requests that wait for the worker: those of one channel, of one unit, or (both NULL) all.
+cdef void emulated_drop(EmulatedHost *host, const void *vsp, const VspUnit *unit) noexcept nogil

@@ -10,7 +10,7 @@ from hvcore.dispatch.handover cimport (
     HANDOVER_ANSWER_HEADER, HANDOVER_COMMAND, HANDOVER_MEDIA, HANDOVER_MEDIA_DONE, HANDOVER_PIO, HANDOVER_RESULT,
     HANDOVER_SEGMENTS, HandOverAnswer, HandOverRequest, Segment)
 from hvcore.dispatch.pool cimport pool_submit
-from hvcore.dispatch.synthetic cimport synthetic_execute
+from hvcore.dispatch.synthetic cimport MediaDisk, media_execute
 from hvcore.ide.abi cimport ERROR_IDNF, STATUS_BSY, STATUS_ERR
 from hvcore.ide.channel cimport IDE_MEDIA_FLUSH, IDE_MEDIA_READ, IDE_MEDIA_WRITE
 from hvcore.ide.driver cimport (
@@ -20,16 +20,15 @@ from hvcore.linux.syscalls cimport futex_wake
 from hvcore.metrics.trace cimport trace_stamp
 from hvcore.scsi.target cimport SCSI_FLUSH, SCSI_READ, SCSI_WRITE
 from hvcore.storage.hops cimport HOP_DISK_DONE, HOP_DISK_STARTED, HOP_MEDIA_ASKED, HOP_WORKER_DONE, HOP_WORKER_POSTED
-from hvcore.storage.vsp cimport VSP_IDENTIFY, Vsp, vsp_abort, vsp_finish
+from hvcore.storage.vsp cimport VSP_IDENTIFY, Vsp, VspUnit, vsp_abort, vsp_finish
 
 cdef enum:
     SECTOR = 512
 
 
-cdef void emulated_init(EmulatedHost *host, Pool *pool) noexcept nogil:
+cdef void emulated_init(EmulatedHost *host) noexcept nogil:
     cdef int i
     memset(host, 0, sizeof(EmulatedHost))
-    host.pool = pool
     for i in range(2):
         host.channels[i].host = host
 
@@ -44,9 +43,9 @@ cdef void emulated_post(EmulatedChannel *channel, uint32_t operation) noexcept n
     # sleep word and then looks at the number once more.
     store_release32(&channel.shared.request.posted, channel.posted)
     fence_full()
-    count64(&vsp.counters.hand_overs, 1)
+    count64(&channel.current.unit.counters.hand_overs, 1)
     if load_relaxed32(&shared.worker_sleep) and exchange32(&shared.worker_sleep, 0):
-        count64(&vsp.counters.doorbells, 1)
+        count64(&channel.current.unit.counters.doorbells, 1)
         futex_wake(&shared.worker_sleep, 1)
 
 
@@ -84,7 +83,7 @@ cdef void emulated_start(EmulatedChannel *channel) noexcept nogil:
     channel.media_status = DISK_OK
     channel.flushed = False
     vsp = <Vsp *> request.owner
-    disk = <EmulatedDisk *> vsp.context
+    disk = <EmulatedDisk *> channel.current.unit.context
     message = &channel.shared.request
     message.drive = disk.drive
     message.mode = disk.mode
@@ -104,7 +103,7 @@ cdef void emulated_start(EmulatedChannel *channel) noexcept nogil:
     else:
         message.kind = IDE_REQUEST_FLUSH
     channel.state = EMULATED_WORKER
-    trace_stamp(vsp.trace, request.trace_id, request.transaction_id, HOP_WORKER_POSTED, vsp.relid)
+    trace_stamp(vsp.controller.trace, request.trace_id, request.transaction_id, HOP_WORKER_POSTED, vsp.relid)
     emulated_post(channel, HANDOVER_COMMAND)
 
 
@@ -117,12 +116,12 @@ cdef void emulated_enqueue(EmulatedChannel *channel, VspRequest *request) noexce
     channel.last = request
 
 
-cdef void emulated_execute(void *context, VspRequest *request) noexcept nogil:
-    cdef EmulatedDisk *disk = <EmulatedDisk *> context
+cdef void emulated_execute(VspUnit *unit, VspRequest *request) noexcept nogil:
+    cdef EmulatedDisk *disk = <EmulatedDisk *> unit.context
     cdef EmulatedChannel *channel = &disk.host.channels[disk.channel]
     cdef int action = request.plan.action
     if action != SCSI_READ and action != SCSI_WRITE and action != SCSI_FLUSH and action != VSP_IDENTIFY:
-        synthetic_execute(disk.host.pool, request)   # verify, unmap, write same: the VSP's own (design: step 4)
+        media_execute(disk.media, request)   # verify, unmap, write same: the VSP's own (design: step 4)
         return
     if disk.host.unavailable:
         vsp_abort(request)
@@ -200,7 +199,7 @@ cdef bint emulated_check(EmulatedChannel *channel, const HandOverAnswer *answer)
     """Whether the media request is part of the request the worker has, and prepares it. The worker is a stranger."""
     cdef VspRequest *request = channel.current
     cdef Vsp *vsp = <Vsp *> request.owner
-    cdef EmulatedDisk *disk = <EmulatedDisk *> vsp.context
+    cdef EmulatedDisk *disk = <EmulatedDisk *> channel.current.unit.context
     cdef uint64_t offset, length
     if answer.drive != disk.drive:
         return False
@@ -238,7 +237,7 @@ cdef void media_run(PoolJob *job) noexcept nogil:
     """In a thread of the pool: may block."""
     cdef EmulatedChannel *channel = <EmulatedChannel *> job
     cdef Vsp *vsp = <Vsp *> channel.current.owner
-    cdef DiskRef *disk = (<EmulatedDisk *> vsp.context).disk
+    cdef DiskRef *disk = (<EmulatedDisk *> channel.current.unit.context).disk
     if channel.job_flush:
         channel.job_status = disk_flush(disk)
     elif channel.job_write:
@@ -250,7 +249,7 @@ cdef void media_run(PoolJob *job) noexcept nogil:
 cdef void emulated_media_end(EmulatedChannel *channel, int status) noexcept nogil:
     cdef VspRequest *request = channel.current
     cdef Vsp *vsp = <Vsp *> request.owner
-    trace_stamp(vsp.trace, request.trace_id, request.transaction_id, HOP_DISK_DONE, vsp.relid)
+    trace_stamp(vsp.controller.trace, request.trace_id, request.transaction_id, HOP_DISK_DONE, vsp.relid)
     if status != DISK_OK:
         channel.media_status = status
     elif channel.job_flush:
@@ -279,11 +278,12 @@ cdef void media_done(PoolJob *job) noexcept nogil:
 cdef void emulated_media(EmulatedChannel *channel) noexcept nogil:
     cdef VspRequest *request = channel.current
     cdef Vsp *vsp = <Vsp *> request.owner
-    cdef DiskRef *disk = (<EmulatedDisk *> vsp.context).disk
+    cdef DiskRef *disk = (<EmulatedDisk *> channel.current.unit.context).disk
+    cdef MediaDisk *media
     cdef int status = DISK_WOULD_BLOCK
-    count64(&vsp.counters.media_accesses, 1)
-    trace_stamp(vsp.trace, request.trace_id, request.transaction_id, HOP_MEDIA_ASKED, vsp.relid)
-    trace_stamp(vsp.trace, request.trace_id, request.transaction_id, HOP_DISK_STARTED, vsp.relid)
+    count64(&channel.current.unit.counters.media_accesses, 1)
+    trace_stamp(vsp.controller.trace, request.trace_id, request.transaction_id, HOP_MEDIA_ASKED, vsp.relid)
+    trace_stamp(vsp.controller.trace, request.trace_id, request.transaction_id, HOP_DISK_STARTED, vsp.relid)
     # As on the synthetic path: page cache hits and plain writes here, what blocks in the pool.
     if channel.job_write:
         status = disk_write(disk, channel.job_offset, channel.iov, channel.iov_count, DISK_NOWAIT | DISK_CACHED)
@@ -293,7 +293,8 @@ cdef void emulated_media(EmulatedChannel *channel) noexcept nogil:
         channel.state = EMULATED_MEDIA
         channel.job.run = media_run
         channel.job.done = media_done
-        pool_submit(channel.host.pool, &channel.job)
+        media = (<EmulatedDisk *> request.unit.context).media
+        pool_submit(media.pool, &media.source, &channel.job)
         return
     emulated_media_end(channel, status)
 
@@ -328,13 +329,13 @@ cdef void emulated_message(EmulatedChannel *channel) noexcept nogil:
     memcpy(&answer, &channel.shared.answer, HANDOVER_ANSWER_HEADER)
     count = min(answer.segment_count, <uint32_t> HANDOVER_SEGMENTS)
     memcpy(answer.segments, channel.shared.answer.segments, count * sizeof(Segment))
-    count64(&vsp.counters.hand_overs, 1)
+    count64(&channel.current.unit.counters.hand_overs, 1)
     if answer.operation == HANDOVER_MEDIA and emulated_check(channel, &answer):
         emulated_media(channel)
     elif answer.operation == HANDOVER_RESULT:
-        count64(&vsp.counters.port_accesses, <uint32_t> answer.port_accesses)
-        count64(&vsp.counters.bytes_copied, <uint32_t> answer.bytes_copied)
-        trace_stamp(vsp.trace, request.trace_id, request.transaction_id, HOP_WORKER_DONE, vsp.relid)
+        count64(&channel.current.unit.counters.port_accesses, <uint32_t> answer.port_accesses)
+        count64(&channel.current.unit.counters.bytes_copied, <uint32_t> answer.bytes_copied)
+        trace_stamp(vsp.controller.trace, request.trace_id, request.transaction_id, HOP_WORKER_DONE, vsp.relid)
         emulated_end(channel, emulated_result(channel, &answer))
     else:
         channel.host.faults += 1
@@ -400,10 +401,10 @@ cdef void emulated_worker_lost(EmulatedHost *host) noexcept nogil:
 
 cdef void emulated_unavailable(EmulatedHost *host) noexcept nogil:
     host.unavailable = True
-    emulated_drop(host, NULL)
+    emulated_drop(host, NULL, NULL)
 
 
-cdef void emulated_drop(EmulatedHost *host, void *vsp) noexcept nogil:
+cdef void emulated_drop(EmulatedHost *host, const void *vsp, const VspUnit *unit) noexcept nogil:
     cdef int i
     cdef EmulatedChannel *channel
     cdef VspRequest *request
@@ -415,7 +416,8 @@ cdef void emulated_drop(EmulatedHost *host, void *vsp) noexcept nogil:
         while waiting != NULL:
             request = waiting
             waiting = request.next
-            if vsp == NULL or request.owner == vsp:
+            if (vsp == NULL and unit == NULL) or (vsp != NULL and request.owner == vsp) or (
+                    unit != NULL and request.unit == unit):
                 vsp_abort(request)
                 continue
             emulated_enqueue(channel, request)

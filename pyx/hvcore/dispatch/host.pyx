@@ -1,9 +1,5 @@
-"""The parent partition's data path of one VM: a native thread that serves every channel of the VM.
-
-It polls the channels' rings, the worker's answers and the pool's results, spins for a bounded time when there is
-nothing,
-and then blocks on the doorbells. The thread never runs the interpreter. Its owner changes what it serves under the
-loop's monitor, which the thread holds whenever it works.
+"""The parent partition's data path of one VM, as its host's control path sees it: disks, controllers, channels, guest
+and worker come and go while the native thread (loop.pxd) serves them.
 """
 
 import os
@@ -14,188 +10,40 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from hvcore.dispatch.emulated cimport (
-    EmulatedDisk, EmulatedHost, emulated_drop, emulated_execute, emulated_idle, emulated_init, emulated_poll,
-    emulated_ready, emulated_unavailable, emulated_worker, emulated_worker_lost)
+    emulated_drop, emulated_execute, emulated_init, emulated_unavailable, emulated_worker, emulated_worker_lost)
 from hvcore.dispatch.handover cimport HANDOVER_BYTES, HandOver
-from hvcore.dispatch.pool cimport Pool, PoolJob, pool_start, pool_stop, pool_take_done
+from hvcore.dispatch.loop cimport (
+    CHANNELS_MAX, HostChannel, HostController, HostDisk, HostLoop, loop_drain, loop_lock, loop_publish, loop_thread,
+    loop_unlock)
+from hvcore.dispatch.pool cimport MediaPool, Pool, pool_leave, pool_source
 from hvcore.dispatch.synthetic cimport MediaJob, synthetic_execute
-from hvcore.linux.atomics cimport (
-    count64, cpu_relax, exchange32, fetch_add32, load_acquire32, load_relaxed32, load_relaxed64, store_relaxed32,
-    store_release32)
+from hvcore.linux.atomics cimport load_relaxed64, store_release32
 from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.cpu cimport spin_budget
-from hvcore.linux.spin cimport SPIN_MAX_NS, Spinner, spin_begin, spin_end, spin_learn, spin_yield
-from hvcore.linux.syscalls cimport eventfd_ring, futex_wait, futex_wake, iovec
-from hvcore.linux.threads cimport (
-    Monitor, Thread, monitor_destroy, monitor_init, monitor_lock, monitor_unlock, monitor_wait, monitor_wake,
-    thread_join, thread_start)
+from hvcore.linux.spin cimport SPIN_MAX_NS
+from hvcore.linux.syscalls cimport eventfd_ring, iovec
+from hvcore.linux.threads cimport monitor_destroy, monitor_init, thread_join, thread_start
 from hvcore.memory.region cimport Region
 from hvcore.metrics.counters cimport Counters
 from hvcore.metrics.trace cimport TraceRing, trace_create, trace_off
 from hvcore.scsi.target cimport Target
 from hvcore.storage.vsp cimport (
-    VSP_PACKET_MAX, Vsp, VspRequest, vsp_mask, vsp_open, vsp_poll, vsp_publish, vsp_ready, vsp_unmask)
+    VSP_LUNS, VSP_NOTICE_ENUMERATE, VSP_NOTICE_REMOVE, VSP_PACKET_MAX, VSP_UNIT_LEAST, Vsp, VspController, VspRequest,
+    VspUnit, vsp_open, vsp_reset, vsp_set_unit)
 from hvcore.vmbus.abi cimport PAGE_SIZE, RingControl
-from hvcore.vmbus.events cimport EventPage, event_host_clear, event_host_pending, event_host_sleeps, event_host_wakes
+from hvcore.vmbus.events cimport EventPage
 from hvcore.vmbus.ring cimport RING_HOST, ring_open_reader, ring_open_writer
 
-cdef extern from "<sys/epoll.h>" nogil:
-    struct epoll_event:
-        uint32_t events
-    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
-
 cdef enum:
-    DISKS_MAX = 64
+    DISKS_MAX = 256              # of one VM
+    CONTROLLERS_MAX = 16
+    SUB_CHANNELS_MAX = 15        # of one controller
+    TRANSFER_MAX = 0x1000000     # bytes of one request
+    TRANSFER_MAX_EMULATED = 0x40000
 
 HANDOVER_SIZE = (HANDOVER_BYTES + 4095) // 4096 * 4096       # of the memory shared with a worker
 FAULTS = ("", "ring", "packet", "range", "length", "operation")
 STATES = ("begin", "query version", "query properties", "end initialization", "ready")
-
-ctypedef struct HostDisk:
-    Vsp vsp
-    EmulatedDisk emulated
-    MediaJob *jobs
-    iovec *iov
-    uint8_t **pages              # of the open channel's two rings
-    Counters counters
-
-ctypedef struct HostLoop:
-    Monitor monitor
-    Thread thread
-    Pool pool
-    EmulatedHost emulated
-    Spinner spinner
-    TraceRing trace
-    Counters counters
-    EventPage *events            # NULL without a guest
-    HostDisk *disks[64]
-    int disk_count
-    int epoll
-    int broken_bell              # eventfd: a worker broke the protocol
-    uint32_t control_wanted      # threads that wait for the monitor; also their futex
-    uint32_t stopping
-    bint closing                 # somebody waits for requests in flight
-
-
-cdef int loop_pass(HostLoop *loop) noexcept nogil:
-    """Everything that can be done now; how much it was."""
-    cdef int work = 0, i
-    cdef PoolJob *jobs = pool_take_done(&loop.pool)
-    cdef PoolJob *job
-    while jobs != NULL:
-        job = jobs
-        jobs = job.next          # before done(): it may submit the job again
-        job.done(job)
-        work += 1
-    work += emulated_poll(&loop.emulated)
-    for i in range(loop.disk_count):
-        work += vsp_poll(&loop.disks[i].vsp)
-    if work:
-        for i in range(loop.disk_count):
-            vsp_publish(&loop.disks[i].vsp)
-        if loop.closing:
-            monitor_wake(&loop.monitor)
-        if loop.emulated.broken:
-            loop.emulated.broken = False
-            eventfd_ring(loop.broken_bell)
-    return work
-
-
-cdef bint loop_ready(HostLoop *loop) noexcept nogil:
-    cdef int i
-    if load_relaxed32(&loop.pool.done_count) or load_relaxed32(&loop.control_wanted) or load_relaxed32(&loop.stopping):
-        return True
-    for i in range(loop.disk_count):
-        if vsp_ready(&loop.disks[i].vsp):
-            return True
-    return emulated_ready(&loop.emulated)
-
-
-cdef bint loop_spin(HostLoop *loop) noexcept nogil:
-    """Waits awake for a bounded time; whether there is something to do. The rings' masks stay set: nobody signals."""
-    cdef uint64_t end
-    cdef int _i
-    cdef bint ready = False
-    if not spin_begin(&loop.spinner):
-        return False
-    end = clock_ns() + loop.spinner.limit_ns
-    while True:
-        for _i in range(32):
-            if loop_ready(loop):
-                ready = True
-                break
-            cpu_relax()
-        if ready or clock_ns() >= end:
-            break
-        if emulated_idle(&loop.emulated):    # else the CPU is better kept for the worker's answer than given to a guest
-            spin_yield()
-    spin_end(&loop.spinner)
-    return ready
-
-
-cdef void loop_mask(HostLoop *loop) noexcept nogil:
-    cdef int i
-    for i in range(loop.disk_count):
-        vsp_mask(&loop.disks[i].vsp)
-
-
-cdef bint loop_prepare_sleep(HostLoop *loop) noexcept nogil:
-    """The waiter's half of the protocol in hvcore/vmbus/events.pxd. False: something came, do not block."""
-    cdef int i
-    cdef bint idle = True
-    for i in range(loop.disk_count):
-        if vsp_unmask(&loop.disks[i].vsp):
-            idle = False
-    if idle:
-        # The exchanges are full fences: each sleep word is set before the re-check below, so that a signaller that does
-        # not see it has published what the re-check finds.
-        if loop.emulated.shared != NULL:
-            exchange32(&loop.emulated.shared.host_sleep, 1)
-        if loop.events != NULL:
-            event_host_sleeps(loop.events)
-            idle = not event_host_pending(loop.events)
-        idle = idle and not loop_ready(loop)
-    if not idle:
-        loop_woken(loop)
-    return idle
-
-
-cdef void loop_woken(HostLoop *loop) noexcept nogil:
-    if loop.emulated.shared != NULL:
-        store_relaxed32(&loop.emulated.shared.host_sleep, 0)
-    if loop.events != NULL:
-        event_host_wakes(loop.events)
-        event_host_clear(loop.events)        # flags before rings (EV-1)
-    loop_mask(loop)
-
-
-cdef void *loop_thread(void *argument) noexcept nogil:
-    cdef HostLoop *loop = <HostLoop *> argument
-    cdef epoll_event event
-    cdef uint64_t slept
-    cdef uint32_t wanted
-    monitor_lock(&loop.monitor)
-    while not load_acquire32(&loop.stopping):
-        wanted = load_acquire32(&loop.control_wanted)
-        if wanted:
-            # The owner goes first: a mutex alone would let this thread take it again and again.
-            monitor_unlock(&loop.monitor)
-            while wanted:
-                futex_wait(&loop.control_wanted, wanted, -1)
-                wanted = load_acquire32(&loop.control_wanted)
-            monitor_lock(&loop.monitor)
-            continue
-        if loop_pass(loop) or loop_spin(loop) or not loop_prepare_sleep(loop):
-            continue
-        count64(&loop.counters.blocking_waits, 1)
-        slept = clock_ns()
-        monitor_unlock(&loop.monitor)
-        epoll_wait(loop.epoll, &event, 1, -1)
-        monitor_lock(&loop.monitor)
-        spin_learn(&loop.spinner, clock_ns() - slept)
-        loop_woken(loop)
-    monitor_unlock(&loop.monitor)
-    return NULL
 
 
 @cython.final
@@ -203,50 +51,56 @@ cdef class Dispatch:
     """The data path of one VM in the host. All methods may block for as long as a disk access takes, and are for one
     thread.
 
-    add_disk (before anything else), attach, open_channel ... close_channel, detach, close. `broken_fd` is an eventfd
-    that becomes readable when a worker broke the protocol of its shared memory: it must be ended.
+    pool: the host's threads for disk calls, closed after this. add_disk, add_controller and attach_unit make what a guest
+    will find; attach, open_channel ... close_channel, detach follow a guest; detach_unit, remove_disk and
+    remove_controller take away again; close. `broken_fd` is an eventfd that becomes readable when a worker broke the
+    protocol of its shared memory: it must be ended. `sub_channel_fd` becomes readable when a guest asked for
+    sub-channels (sub_channels()).
     """
     cdef HostLoop loop
     cdef bint running
-    cdef object targets          # keeps the SCSI targets, and through them the images, alive
+    cdef MediaPool pool
+    cdef HostDisk *disks[DISKS_MAX]
+    cdef HostController *controllers[CONTROLLERS_MAX]
+    cdef HostChannel *channels[CONTROLLERS_MAX][SUB_CHANNELS_MAX + 1]
+    cdef dict targets            # of each disk: keeps the SCSI target, and through it the image, alive
     cdef Region memory
     cdef Region event_region
     cdef Region worker_region
     cdef Region trace_region
     cdef int guest_bell
     cdef readonly int worker_bell
-    cdef int pool_bell
-    cdef int control_bell
+    cdef readonly int sub_channel_fd
+    cdef int home_bell
     cdef object epoll
 
-    def __cinit__(self):
-        self.loop.epoll = self.loop.broken_bell = -1
-        self.guest_bell = self.worker_bell = self.pool_bell = self.control_bell = -1
+    def __cinit__(self, MediaPool pool not None):
+        self.pool = pool
+        self.loop.epoll = self.loop.broken_bell = self.loop.control_bell = -1
+        self.guest_bell = self.worker_bell = self.home_bell = self.sub_channel_fd = -1
 
-    def __init__(self, int pool_threads=4):
+    def __init__(self, MediaPool pool not None):
         cdef int status
-        self.targets = []
+        self.targets = {}
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
-        self.pool_bell, self.control_bell = os.eventfd(0, flags), os.eventfd(0, flags)
+        self.home_bell, self.loop.control_bell = os.eventfd(0, flags), os.eventfd(0, flags)
         self.worker_bell, self.loop.broken_bell = os.eventfd(0, flags), os.eventfd(0, flags)
+        self.sub_channel_fd = os.eventfd(0, flags)
+        self.loop.home.doorbell = self.home_bell
         self.epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
         self.loop.epoll = self.epoll.fileno()
         # Edge-triggered, and none is ever read: a counter and flags that a peer holds cannot block this thread.
-        for fd in (self.pool_bell, self.control_bell, self.worker_bell):
+        for fd in (self.home_bell, self.loop.control_bell, self.worker_bell):
             self.epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         trace_off(&self.loop.trace)
         self.loop.spinner.budget = spin_budget()
         self.loop.spinner.limit_ns = SPIN_MAX_NS
-        emulated_init(&self.loop.emulated, &self.loop.pool)
-        status = pool_start(&self.loop.pool, pool_threads, self.pool_bell)
+        emulated_init(&self.loop.emulated)
+        status = monitor_init(&self.loop.monitor)
         if status == 0:
-            status = monitor_init(&self.loop.monitor)
-            if status == 0:
-                status = thread_start(&self.loop.thread, loop_thread, &self.loop)
-                if status < 0:
-                    monitor_destroy(&self.loop.monitor)
+            status = thread_start(&self.loop.thread, loop_thread, &self.loop)
             if status < 0:
-                pool_stop(&self.loop.pool)
+                monitor_destroy(&self.loop.monitor)
         if status < 0:
             raise OSError(-status, os.strerror(-status))
         self.running = True
@@ -255,91 +109,194 @@ cdef class Dispatch:
     def broken_fd(self):
         return self.loop.broken_bell
 
-    # The monitor: the thread gives it up as soon as it sees that somebody wants it.
-
-    cdef void lock(self) noexcept nogil:
-        fetch_add32(&self.loop.control_wanted, 1)
-        monitor_lock(&self.loop.monitor)
-
-    cdef void unlock(self) noexcept nogil:
-        monitor_unlock(&self.loop.monitor)
-        fetch_add32(&self.loop.control_wanted, <uint32_t> -1)
-        futex_wake(&self.loop.control_wanted, 1)
-        eventfd_ring(self.control_bell)      # what changed may be work for a thread that sleeps
-
     # Disks.
 
-    def add_disk(self, Target target not None, str path, *, uint32_t depth=256, uint32_t max_transfer=0x40000,
-                 uint32_t max_version=0x0602, uint32_t channel=0, uint32_t drive=0, uint32_t mode=0, uint64_t vm=0):
-        """A disk on a controller of its own, as LUN 0; returns its index.
+    def add_disk(self, Target target not None, str path, *, uint32_t channel=0, uint32_t drive=0, uint32_t mode=0,
+                 uint64_t vm=0):
+        """A disk, not yet at any controller; returns its number.
 
-        path: "synthetic", or "emulated" through drive 0 or 1 of IDE channel 0 or 1 in the given mode (an IdeMode).
-        max_transfer: bytes of one request, a multiple of 4096, at most 256 KiB on the emulated path.
+        path: how its requests are executed: "synthetic", or "emulated" through drive 0 or 1 of IDE channel 0 or 1 in
+        the given mode (an IdeMode). vm: number in trace ids.
         """
         cdef HostDisk *disk
-        cdef Vsp *vsp
-        cdef uint32_t i
-        if self.loop.disk_count == DISKS_MAX:
+        cdef int index = 0
+        if path not in ("synthetic", "emulated"):
+            raise ValueError(f"there is no path {path!r}")
+        while index < DISKS_MAX and self.disks[index] != NULL:
+            index += 1
+        if index == DISKS_MAX:
             raise ValueError(f"a VM has at most {DISKS_MAX} disks")
-        if max_transfer < 0x1000 or max_transfer > 0x1000000 or max_transfer % PAGE_SIZE:
-            raise ValueError(f"max_transfer {max_transfer} is not a multiple of 4096 between 4 KiB and 16 MiB")
-        if not 1 <= depth <= 4096:
-            raise ValueError(f"depth {depth} is not between 1 and 4096")
-        if path == "emulated" and max_transfer > 0x40000:
-            raise ValueError("max_transfer is at most 256 KiB on the emulated path")
         disk = <HostDisk *> calloc(1, sizeof(HostDisk))
         if disk == NULL:
             raise MemoryError
-        vsp = &disk.vsp
-        vsp.depth = depth
-        vsp.iov_max = max_transfer // PAGE_SIZE + 1
-        vsp.requests = <VspRequest *> calloc(depth, sizeof(VspRequest))
-        vsp.buffer = <uint8_t *> malloc(VSP_PACKET_MAX)
-        disk.jobs = <MediaJob *> calloc(depth, sizeof(MediaJob))
-        # One more than the pages: each request's list, cut out of one allocation.
-        disk.iov = <iovec *> calloc(<size_t> depth * vsp.iov_max, sizeof(iovec))
-        if vsp.requests == NULL or vsp.buffer == NULL or disk.jobs == NULL or disk.iov == NULL:
-            disk_free(disk)
-            raise MemoryError
-        for i in range(depth):
-            vsp.requests[i].iov = &disk.iov[<size_t> i * vsp.iov_max]
-            vsp.requests[i].executor_data = &disk.jobs[i]
-        target.unit.max_transfer = max_transfer
-        vsp.max_transfer = max_transfer
-        vsp.max_version = max_version
-        vsp.strict_alloc = target.unit.strict_alloc
-        vsp.units[0] = &target.unit
-        vsp.luns[0] = 1
-        vsp.counters = &disk.counters
-        vsp.trace = &self.loop.trace
-        vsp.trace_base = vm << 48 | <uint64_t> (self.loop.disk_count & 0xff) << 40
+        disk.media.pool = &self.pool.pool
+        pool_source(&disk.media.source, &self.loop.home)
+        disk.unit.scsi = &target.unit
+        disk.unit.counters = &disk.counters
+        disk.unit.trace_base = vm << 48 | <uint64_t> (index & 0xff) << 40
+        disk.unit.limit = <uint32_t> -1
         if path == "synthetic":
-            vsp.execute = synthetic_execute
-            vsp.context = &self.loop.pool
-        elif path == "emulated":
+            disk.unit.execute = synthetic_execute
+            disk.unit.context = &disk.media
+        else:
             disk.emulated.host = &self.loop.emulated
+            disk.emulated.media = &disk.media
             disk.emulated.disk = target.unit.disk
             disk.emulated.channel = channel & 1
             disk.emulated.drive = drive & 1
             disk.emulated.mode = mode
-            vsp.execute = emulated_execute
-            vsp.context = &disk.emulated
-            vsp.identify = True
-        else:
-            disk_free(disk)
-            raise ValueError(f"there is no path {path!r}")
+            disk.unit.execute = emulated_execute
+            disk.unit.context = &disk.emulated
+            disk.unit.identify = True
+        self.disks[index] = disk
+        self.targets[index] = target
+        return index
+
+    def remove_disk(self, int index):
+        """Forgets a disk that is at no controller any more. Its image may be closed afterwards."""
+        cdef HostDisk *disk = self.disk(index)
+        cdef int controller, lun
+        for controller in range(CONTROLLERS_MAX):
+            for lun in range(VSP_LUNS):
+                if self.controllers[controller] != NULL and self.controllers[controller].vsp.units[lun] == &disk.unit:
+                    raise ValueError(f"disk {index} is at controller {controller}, LUN {lun}")
         with nogil:
-            self.lock()
-            self.loop.disks[self.loop.disk_count] = disk
-            self.loop.disk_count += 1
-            self.unlock()
-        self.targets.append(target)
-        return self.loop.disk_count - 1
+            pool_leave(&self.pool.pool, &disk.media.source)
+        free(disk)
+        self.disks[index] = NULL
+        del self.targets[index]
 
     cdef HostDisk *disk(self, int index) except NULL:
-        if not 0 <= index < self.loop.disk_count:
+        if not 0 <= index < DISKS_MAX or self.disks[index] == NULL:
             raise IndexError(f"there is no disk {index}")
-        return self.loop.disks[index]
+        return self.disks[index]
+
+    # Controllers.
+
+    def add_controller(self, *, uint32_t depth=256, uint32_t max_transfer=0x40000, uint32_t max_version=0x0602,
+                       uint32_t sub_channels=0, bint single_disk=False, bint strict_alloc=True):
+        """A storvsp controller without units; returns its number.
+
+        depth: requests of one channel in flight. max_transfer: bytes of one request, a multiple of 4096. sub_channels:
+        how many a guest may have beside the primary channel. single_disk: addresses are ignored (storvsp.md 1).
+        """
+        cdef HostController *controller
+        cdef int index = 0
+        if max_transfer < 0x1000 or max_transfer > TRANSFER_MAX or max_transfer % PAGE_SIZE:
+            raise ValueError(f"max_transfer {max_transfer} is not a multiple of 4096 between 4 KiB and 16 MiB")
+        if not 1 <= depth <= 4096:
+            raise ValueError(f"depth {depth} is not between 1 and 4096")
+        if sub_channels > SUB_CHANNELS_MAX:
+            raise ValueError(f"sub_channels {sub_channels} is not between 0 and {SUB_CHANNELS_MAX}")
+        while index < CONTROLLERS_MAX and self.controllers[index] != NULL:
+            index += 1
+        if index == CONTROLLERS_MAX:
+            raise ValueError(f"a VM has at most {CONTROLLERS_MAX} controllers")
+        controller = <HostController *> calloc(1, sizeof(HostController))
+        if controller == NULL:
+            raise MemoryError
+        controller.depth = depth
+        controller.vsp.counters = &controller.counters
+        controller.vsp.trace = &self.loop.trace
+        controller.vsp.iov_max = max_transfer // PAGE_SIZE + 1
+        controller.vsp.max_transfer = max_transfer
+        controller.vsp.max_version = max_version
+        controller.vsp.sub_channels_max = sub_channels
+        controller.vsp.sub_channel_bell = self.sub_channel_fd
+        controller.vsp.strict_alloc = strict_alloc
+        controller.vsp.single_disk = single_disk
+        self.controllers[index] = controller
+        return index
+
+    def remove_controller(self, int index):
+        """Forgets a controller whose channels are closed."""
+        cdef HostController *controller = self.controller(index)
+        cdef int sub
+        for sub in range(SUB_CHANNELS_MAX + 1):
+            if self.channels[index][sub] != NULL:
+                raise ValueError(f"channel {sub} of controller {index} is open")
+        free(controller)
+        self.controllers[index] = NULL
+
+    cdef HostController *controller(self, int index) except NULL:
+        if not 0 <= index < CONTROLLERS_MAX or self.controllers[index] == NULL:
+            raise IndexError(f"there is no controller {index}")
+        return self.controllers[index]
+
+    def attach_unit(self, int index, uint32_t lun, int disk):
+        """Puts a disk at a free LUN of a controller; a guest that is there is told."""
+        cdef HostController *controller = self.controller(index)
+        cdef HostDisk *unit = self.disk(disk)
+        cdef Target target = self.targets[disk]
+        if lun >= VSP_LUNS or controller.vsp.units[lun] != NULL:
+            raise ValueError(f"LUN {lun} of controller {index} is not free")
+        if unit.unit.identify and controller.vsp.max_transfer > TRANSFER_MAX_EMULATED:
+            raise ValueError("max_transfer is at most 256 KiB on the emulated path")
+        with nogil:
+            loop_lock(&self.loop)
+            target.unit.max_transfer = controller.vsp.max_transfer
+            vsp_set_unit(&controller.vsp, lun, &unit.unit)
+            self.share(controller)
+            loop_publish(&self.loop)
+            loop_unlock(&self.loop)
+
+    def detach_unit(self, int index, uint32_t lun):
+        """Takes a disk away from its controller and tells a guest that is there. Its requests under way end as they
+        would; drain_disk() waits for them.
+        """
+        cdef HostController *controller = self.controller(index)
+        cdef VspUnit *unit
+        if lun >= VSP_LUNS or controller.vsp.units[lun] == NULL:
+            raise IndexError(f"controller {index} has no LUN {lun}")
+        unit = controller.vsp.units[lun]
+        with nogil:
+            loop_lock(&self.loop)
+            vsp_set_unit(&controller.vsp, lun, NULL)
+            self.share(controller)
+            emulated_drop(&self.loop.emulated, NULL, unit)
+            loop_publish(&self.loop)
+            loop_unlock(&self.loop)
+
+    def drain_disk(self, int index, double timeout=-1):
+        """Waits until no request of a detached disk is in flight.
+
+        timeout: seconds, < 0 for ever. False: some are still (a worker that does not answer); call again when that was
+        ended.
+        """
+        cdef HostDisk *disk = self.disk(index)
+        cdef int64_t deadline = -1 if timeout < 0 else <int64_t> clock_ns() + <int64_t> (timeout * 1e9)
+        cdef bint drained
+        with nogil:
+            loop_lock(&self.loop)
+            loop_drain(&self.loop, &disk.unit.in_flight, deadline)
+            drained = disk.unit.in_flight == 0
+            loop_unlock(&self.loop)
+        return drained
+
+    cdef void share(self, HostController *controller) noexcept nogil:
+        """[locked] No unit may have so much in flight that the others find no request free (vsp.pxd, limit)."""
+        cdef uint32_t units = 0, limit = <uint32_t> -1
+        cdef int i
+        for i in range(VSP_LUNS):
+            units += controller.vsp.units[i] != NULL
+        if units > 1:
+            limit = max(<uint32_t> VSP_UNIT_LEAST, controller.depth // units)
+        for i in range(VSP_LUNS):
+            if controller.vsp.units[i] != NULL:
+                controller.vsp.units[i].limit = limit
+
+    def notify(self, int index, *, bint removed=False):
+        """Tells a guest that units of a controller changed, or that the controller is going away (storvsp.md 4.4)."""
+        cdef HostController *controller = self.controller(index)
+        with nogil:
+            loop_lock(&self.loop)
+            controller.vsp.notices |= VSP_NOTICE_REMOVE if removed else VSP_NOTICE_ENUMERATE
+            loop_publish(&self.loop)
+            loop_unlock(&self.loop)
+
+    def sub_channels(self, int index):
+        """How many sub-channels the guest asked a controller for, since its primary channel was opened."""
+        return self.controller(index).vsp.sub_channels
 
     # Guests.
 
@@ -353,101 +310,111 @@ cdef class Dispatch:
         self.memory = memory
         self.event_region = events
         with nogil:
-            self.lock()
+            loop_lock(&self.loop)
             self.loop.events = <EventPage *> self.event_region.base
-            self.unlock()
+            loop_unlock(&self.loop)
 
     def detach(self):
         """Closes every channel and forgets the guest; its memory is not touched afterwards. Idempotent."""
-        cdef int i
-        for i in range(self.loop.disk_count):
-            self.close_channel(i)
+        cdef int i, sub
+        for i in range(CONTROLLERS_MAX):
+            for sub in range(SUB_CHANNELS_MAX, -1, -1):
+                if self.channels[i][sub] != NULL:
+                    self.close_channel(i, sub)
         with nogil:
-            self.lock()
+            loop_lock(&self.loop)
             self.loop.events = NULL
-            self.unlock()
+            loop_unlock(&self.loop)
         if self.guest_bell >= 0:
             self.epoll.unregister(self.guest_bell)
             os.close(self.guest_bell)
             self.guest_bell = -1
         self.memory = self.event_region = None
 
-    def open_channel(self, int index, uint32_t relid, pfns, uint32_t downstream_offset):
-        """Opens the rings in the guest pages `pfns`, the host-to-guest ring from page `downstream_offset` on.
+    def open_channel(self, int index, int sub, uint32_t relid, pfns, uint32_t downstream_offset):
+        """Opens a controller's primary channel (sub 0) or a sub-channel: the rings in the guest pages `pfns`, the
+        host-to-guest ring from page `downstream_offset` on.
 
         False when the guest's values break a rule (vmbus.md 1.1, RB-7, VA-4).
         """
-        cdef HostDisk *disk = self.disk(index)
-        cdef Vsp *vsp = &disk.vsp
+        cdef HostController *controller = self.controller(index)
+        cdef HostChannel *channel
+        cdef Vsp *vsp
         cdef uint32_t count = len(pfns), i
         cdef uint64_t pfn, pages
         cdef int status
-        if self.memory is None or disk.pages != NULL:
+        if not 0 <= sub <= controller.vsp.sub_channels_max:
+            raise IndexError(f"there is no channel {sub} of controller {index}")
+        if self.memory is None or self.channels[index][sub] != NULL or self.loop.channel_count == CHANNELS_MAX:
             return False
         if downstream_offset < 2 or count < <uint64_t> downstream_offset + 2:     # in 64 bits (VA-3)
             return False
-        pages = self.memory.size // PAGE_SIZE
-        disk.pages = <uint8_t **> calloc(count, sizeof(uint8_t *))
-        if disk.pages == NULL:
+        channel = channel_new(controller, sub, count)
+        if channel == NULL:
             raise MemoryError
+        pages = self.memory.size // PAGE_SIZE
         for i in range(count):
             pfn = pfns[i]
             if pfn >= pages:
-                free(disk.pages)
-                disk.pages = NULL
+                channel_free(channel)
                 return False
-            disk.pages[i] = self.memory.base + pfn * PAGE_SIZE
+            channel.pages[i] = self.memory.base + pfn * PAGE_SIZE
+        vsp = &channel.vsp
         with nogil:
-            self.lock()
+            loop_lock(&self.loop)
             vsp.memory.base = self.memory.base
             vsp.memory.size_bytes = self.memory.size
             vsp.events = self.loop.events
             vsp.relid = relid
-            status = ring_open_reader(&vsp.incoming, <RingControl *> disk.pages[0], &disk.pages[1],
+            status = ring_open_reader(&vsp.incoming, <RingControl *> channel.pages[0], &channel.pages[1],
                                       (downstream_offset - 1) * PAGE_SIZE, RING_HOST)
             if status == 0:
-                status = ring_open_writer(&vsp.outgoing, <RingControl *> disk.pages[downstream_offset],
-                                          &disk.pages[downstream_offset + 1],
+                status = ring_open_writer(&vsp.outgoing, <RingControl *> channel.pages[downstream_offset],
+                                          &channel.pages[downstream_offset + 1],
                                           (count - downstream_offset - 1) * PAGE_SIZE, RING_HOST)
             if status == 0:
                 vsp_open(vsp)
-            self.unlock()
+                self.loop.channels[self.loop.channel_count] = channel
+                self.loop.channel_count += 1
+            loop_unlock(&self.loop)
         if status < 0:
-            free(disk.pages)
-            disk.pages = NULL
-        return status == 0
+            channel_free(channel)
+            return False
+        self.channels[index][sub] = channel
+        return True
 
-    def close_channel(self, int index, double timeout=-1):
+    def close_channel(self, int index, int sub=0, double timeout=-1):
         """Stops serving the channel and waits until no request of it is in flight: its memory is then unreferenced
         (VA-15).
 
         timeout: seconds, < 0 for ever. False: something is still in flight (a worker that does not answer); call again
         when that was ended.
         """
-        cdef HostDisk *disk = self.disk(index)
-        cdef Vsp *vsp = &disk.vsp
+        cdef HostController *controller = self.controller(index)
+        cdef HostChannel *channel = self.channels[index][sub]
         cdef int64_t deadline = -1 if timeout < 0 else <int64_t> clock_ns() + <int64_t> (timeout * 1e9)
         cdef bint drained
-        if disk.pages == NULL:
+        cdef int i
+        if channel == NULL:
             return True
         with nogil:
-            self.lock()
-            vsp.open = False                 # takes nothing and answers nothing from here on
-            emulated_drop(&self.loop.emulated, vsp)
-            self.loop.closing = True
-            # The thread must run for this: no longer wanted, only waiting.
-            fetch_add32(&self.loop.control_wanted, <uint32_t> -1)
-            futex_wake(&self.loop.control_wanted, 1)
-            eventfd_ring(self.control_bell)
-            while vsp.in_flight and monitor_wait(&self.loop.monitor, deadline) == 0:
-                pass
-            drained = vsp.in_flight == 0
-            fetch_add32(&self.loop.control_wanted, 1)
-            self.loop.closing = False
-            self.unlock()
+            loop_lock(&self.loop)
+            if sub == 0 and channel.vsp.open:
+                vsp_reset(&controller.vsp)
+            channel.vsp.open = False         # takes nothing and answers nothing from here on
+            emulated_drop(&self.loop.emulated, &channel.vsp, NULL)
+            loop_drain(&self.loop, &channel.vsp.in_flight, deadline)
+            drained = channel.vsp.in_flight == 0
+            if drained:
+                for i in range(self.loop.channel_count):
+                    if self.loop.channels[i] == channel:
+                        self.loop.channel_count -= 1
+                        self.loop.channels[i] = self.loop.channels[self.loop.channel_count]
+                        break
+            loop_unlock(&self.loop)
         if drained:
-            free(disk.pages)
-            disk.pages = NULL
+            channel_free(channel)
+            self.channels[index][sub] = NULL
         return drained
 
     # Workers.
@@ -458,35 +425,31 @@ cdef class Dispatch:
             raise ValueError("the memory is too small")
         self.worker_region = shared
         with nogil:
-            self.lock()
+            loop_lock(&self.loop)
             emulated_worker(&self.loop.emulated, <HandOver *> self.worker_region.base)
-            self.unlock()
+            loop_unlock(&self.loop)
 
     def worker_unavailable(self):
         """There is no worker and none will come: emulated requests are aborted at once, until worker_attached()."""
-        cdef int i
         with nogil:
-            self.lock()
+            loop_lock(&self.loop)
             emulated_unavailable(&self.loop.emulated)
-            for i in range(self.loop.disk_count):
-                vsp_publish(&self.loop.disks[i].vsp)
-            self.unlock()
+            loop_publish(&self.loop)
+            loop_unlock(&self.loop)
 
     def worker_lost(self):
         """The worker process ended. What it had in hand is aborted; what waits goes to the next worker. Idempotent."""
-        cdef int i
         with nogil:
-            self.lock()
+            loop_lock(&self.loop)
             emulated_worker_lost(&self.loop.emulated)
-            for i in range(self.loop.disk_count):
-                vsp_publish(&self.loop.disks[i].vsp)
-            self.unlock()
+            loop_publish(&self.loop)
+            loop_unlock(&self.loop)
         self.worker_region = None
 
     # What it cost.
 
     def counters(self, int index):
-        """The disk's counters since it was added, as a dict."""
+        """A disk's counters since it was added, as a dict."""
         cdef Counters *counters = &self.disk(index).counters
         return {
             "requests": load_relaxed64(&counters.requests),
@@ -501,15 +464,16 @@ cdef class Dispatch:
             "blocking_waits": load_relaxed64(&self.loop.counters.blocking_waits),
         }
 
-    def inspect(self, int index):
-        """The channel's state, for people: negotiation, faults, requests in flight."""
-        cdef Vsp *vsp = &self.disk(index).vsp
+    def inspect(self, int index, int sub=0):
+        """A channel's state, for people: negotiation, faults, requests in flight."""
+        cdef VspController *controller = &self.controller(index).vsp
+        cdef HostChannel *channel = self.channels[index][sub]
         return {
-            "open": bool(vsp.open),
-            "state": STATES[vsp.state],
-            "version": f"{vsp.version >> 8}.{vsp.version & 0xff}" if vsp.version else None,
-            "fault": FAULTS[vsp.fault] or None,
-            "in_flight": vsp.in_flight,
+            "open": channel != NULL and bool(channel.vsp.open),
+            "state": STATES[controller.state],
+            "version": f"{controller.version >> 8}.{controller.version & 0xff}" if controller.version else None,
+            "fault": (FAULTS[channel.vsp.fault] or None) if channel != NULL else None,
+            "in_flight": channel.vsp.in_flight if channel != NULL else 0,
         }
 
     def trace(self, Region region not None):
@@ -518,13 +482,13 @@ cdef class Dispatch:
         if trace_create(&ring, region.base, region.size) < 0:
             raise ValueError("the memory is too small for a trace ring")
         with nogil:
-            self.lock()
+            loop_lock(&self.loop)
             self.loop.trace = ring
-            self.unlock()
+            loop_unlock(&self.loop)
         self.trace_region = region
 
     def close(self):
-        """Closes the channels, ends the threads and closes the descriptors. The images stay open. Idempotent."""
+        """Closes the channels, ends the thread and closes the descriptors. The images stay open. Idempotent."""
         cdef int i
         if self.running:
             self.worker_lost()
@@ -532,21 +496,34 @@ cdef class Dispatch:
             self.running = False
             with nogil:
                 store_release32(&self.loop.stopping, 1)
-                eventfd_ring(self.control_bell)
+                eventfd_ring(self.loop.control_bell)
                 thread_join(self.loop.thread)
-                pool_stop(&self.loop.pool)
                 monitor_destroy(&self.loop.monitor)
-        for i in range(self.loop.disk_count):
-            disk_free(self.loop.disks[i])
-        self.loop.disk_count = 0
-        self.targets = []
+                for i in range(DISKS_MAX):
+                    if self.disks[i] != NULL:
+                        pool_leave(&self.pool.pool, &self.disks[i].media.source)
+        self.release()
+        self.targets = {}
         if self.epoll is not None:
             self.epoll.close()
             self.epoll = None
-        for fd in (self.pool_bell, self.control_bell, self.worker_bell, self.loop.broken_bell):
+        for fd in (self.home_bell, self.loop.control_bell, self.worker_bell, self.loop.broken_bell, self.sub_channel_fd):
             if fd >= 0:
                 os.close(fd)
-        self.pool_bell = self.control_bell = self.worker_bell = self.loop.broken_bell = -1
+        self.home_bell = self.loop.control_bell = self.worker_bell = self.loop.broken_bell = self.sub_channel_fd = -1
+
+    cdef void release(self) noexcept:
+        cdef int i, sub
+        for i in range(DISKS_MAX):
+            free(self.disks[i])
+            self.disks[i] = NULL
+        for i in range(CONTROLLERS_MAX):
+            free(self.controllers[i])
+            self.controllers[i] = NULL
+            for sub in range(SUB_CHANNELS_MAX + 1):
+                if self.channels[i][sub] != NULL:
+                    channel_free(self.channels[i][sub])
+                    self.channels[i][sub] = NULL
 
     def __enter__(self):
         return self
@@ -555,22 +532,50 @@ cdef class Dispatch:
         self.close()
 
     def __dealloc__(self):
-        # The interpreter may be half gone here: an owner that forgot close() at least stops the threads, which use
-        # this memory.
+        # The interpreter may be half gone here: an owner that forgot close() at least stops the thread, which uses
+        # this memory, and waits for the pool, which does too.
         cdef int i
         if self.running:
             store_release32(&self.loop.stopping, 1)
-            eventfd_ring(self.control_bell)
+            eventfd_ring(self.loop.control_bell)
             thread_join(self.loop.thread)
-            pool_stop(&self.loop.pool)
-        for i in range(self.loop.disk_count):
-            disk_free(self.loop.disks[i])
+            for i in range(DISKS_MAX):
+                if self.disks[i] != NULL:
+                    pool_leave(&self.pool.pool, &self.disks[i].media.source)
+        self.release()
 
 
-cdef void disk_free(HostDisk *disk) noexcept nogil:
-    free(disk.vsp.requests)
-    free(disk.vsp.buffer)
-    free(disk.jobs)
-    free(disk.iov)
-    free(disk.pages)
-    free(disk)
+cdef HostChannel *channel_new(HostController *controller, int sub, uint32_t pages) noexcept nogil:
+    """A channel's memory, allocated when it is opened: most disks of most VMs never have more than one."""
+    cdef HostChannel *channel = <HostChannel *> calloc(1, sizeof(HostChannel))
+    cdef uint32_t depth = controller.depth, i
+    cdef Vsp *vsp
+    if channel == NULL:
+        return NULL
+    vsp = &channel.vsp
+    vsp.controller = &controller.vsp
+    vsp.primary = sub == 0
+    vsp.depth = depth
+    vsp.requests = <VspRequest *> calloc(depth, sizeof(VspRequest))
+    vsp.buffer = <uint8_t *> malloc(VSP_PACKET_MAX)
+    channel.jobs = <MediaJob *> calloc(depth, sizeof(MediaJob))
+    # One more than the pages: each request's list, cut out of one allocation.
+    channel.iov = <iovec *> calloc(<size_t> depth * controller.vsp.iov_max, sizeof(iovec))
+    channel.pages = <uint8_t **> calloc(pages, sizeof(uint8_t *))
+    if (vsp.requests == NULL or vsp.buffer == NULL or channel.jobs == NULL or channel.iov == NULL
+            or channel.pages == NULL):
+        channel_free(channel)
+        return NULL
+    for i in range(depth):
+        vsp.requests[i].iov = &channel.iov[<size_t> i * controller.vsp.iov_max]
+        vsp.requests[i].executor_data = &channel.jobs[i]
+    return channel
+
+
+cdef void channel_free(HostChannel *channel) noexcept nogil:
+    free(channel.vsp.requests)
+    free(channel.vsp.buffer)
+    free(channel.jobs)
+    free(channel.iov)
+    free(channel.pages)
+    free(channel)

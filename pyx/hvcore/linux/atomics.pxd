@@ -29,6 +29,10 @@ cdef extern from *:
     static inline uint64_t hv_exchange64(uint64_t *word, uint64_t value) {
         return __atomic_exchange_n(word, value, __ATOMIC_SEQ_CST);
     }
+    /* The word becomes `value` if it is `expected`; whether it did. Release when it did. */
+    static inline int hv_replace64(uint64_t *word, uint64_t expected, uint64_t value) {
+        return __atomic_compare_exchange_n(word, &expected, value, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
+    }
     static inline uint64_t hv_fetch_or64(uint64_t *word, uint64_t bits) {
         return __atomic_fetch_or(word, bits, __ATOMIC_SEQ_CST);
     }
@@ -66,6 +70,7 @@ cdef extern from *:
     void store_relaxed64 "hv_store_relaxed64"(uint64_t *word, uint64_t value) noexcept nogil
     uint32_t exchange32 "hv_exchange32"(uint32_t *word, uint32_t value) noexcept nogil
     uint64_t exchange64 "hv_exchange64"(uint64_t *word, uint64_t value) noexcept nogil
+    bint replace64 "hv_replace64"(uint64_t *word, uint64_t expected, uint64_t value) noexcept nogil
     uint64_t fetch_or64 "hv_fetch_or64"(uint64_t *word, uint64_t bits) noexcept nogil
     uint64_t fetch_and64 "hv_fetch_and64"(uint64_t *word, uint64_t bits) noexcept nogil
     uint32_t fetch_add32 "hv_fetch_add32"(uint32_t *word, uint32_t n) noexcept nogil

@@ -1,8 +1,10 @@
-# The storage VSP: the host's end of one storvsp channel (storvsp.md). It takes vstor packets from the ring, negotiates,
-# has the SCSI target plan each SRB and gives what needs the medium to an executor; it completes what comes back. It
-# does no media access and no waiting of its own.
+# The storage VSP: the host's end of a storvsp controller (storvsp.md). A controller has a primary channel, on which it
+# negotiates, and perhaps sub-channels; each channel takes vstor packets from its ring, has the SCSI engine plan each SRB
+# and gives what needs the medium to the executor of the unit that was addressed; it completes what comes back. It does
+# no media access and no waiting of its own.
 #
-# One thread at a time may call these functions for one Vsp. Nothing of guest memory is read twice.
+# One thread at a time may call these functions for one controller and its channels. Nothing of guest memory is read
+# twice.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -17,6 +19,7 @@ from hvcore.vmbus.ring cimport RingView
 
 cdef enum:
     VSP_LUNS = 64                # units of one controller
+    VSP_UNIT_LEAST = 32          # requests that a unit may always have in flight, if its channels have room
     VSP_PACKET_MAX = 36864       # bytes of the largest packet: 4097 PFNs (16 MiB), the vstor packet, room to spare
     VSP_BUDGET = 64              # packets taken from one channel before others have their turn (VA-8)
 
@@ -42,7 +45,7 @@ ctypedef struct VspRequest:
     VspRequest *next             # in the free list, or in a list of the executor's
     void *owner                  # the Vsp
     void *executor_data          # the executor's own
-    ScsiUnit *unit
+    VspUnit *unit                # NULL: the request was for none
     uint64_t transaction_id      # the guest's; opaque, perhaps repeated
     uint64_t trace_id
     uint32_t reply_length        # bytes of the completion's payload (storvsp.md 3.3)
@@ -53,46 +56,65 @@ ctypedef struct VspRequest:
     VstorPacket packet           # private copy of the request
     ScsiPlan plan
 
-# Does the media access that request.plan asks for, now or later, and then calls vsp_finish (in the Vsp's thread)
-# exactly once.
-ctypedef void (*VspExecutor)(void *context, VspRequest *request) noexcept nogil
+# Does the media access that request.plan asks for, now or later, and then calls vsp_finish (in the controller's
+# thread) exactly once.
+ctypedef void (*VspExecutor)(VspUnit *unit, VspRequest *request) noexcept nogil
 
-ctypedef struct Vsp:
+ctypedef struct VspUnit:         # one LUN
+    ScsiUnit *scsi
+    VspExecutor execute
+    void *context                # the executor's
+    Counters *counters
+    uint64_t trace_base          # VM and disk, in the upper bits of each trace id
+    uint64_t sequence
+    uint32_t in_flight           # over all channels
+    uint32_t limit               # of in_flight: with more the unit answers TASK SET FULL, and others have room
+    bint identify                # INQUIRY goes through the executor, as VSP_IDENTIFY
+
+cdef enum VspNotice:             # storvsp.md 4.4
+    VSP_NOTICE_ENUMERATE = 1     # units came, went or changed
+    VSP_NOTICE_REMOVE = 2        # the controller is going away
+
+ctypedef struct VspController:
+    VspUnit *units[64]
+    uint8_t luns[32]             # bitmap of units
+    Counters *counters           # of what concerns no unit
+    TraceRing *trace
+    uint32_t iov_max             # buffers of one request
+    uint32_t max_transfer        # bytes
+    uint32_t notices             # VspNotices to be sent when the guest is ready for them
+    uint16_t max_version
+    uint16_t version             # negotiated, 0 before
+    uint16_t sub_channels_max    # beside the primary
+    uint16_t sub_channels        # that the guest asked for
+    int sub_channel_bell         # eventfd rung when that changed; not owned
+    int state                    # VspState
+    bint strict_alloc
+    bint single_disk             # accelerator channel: addresses are ignored (section 1)
+
+ctypedef struct Vsp:             # one channel
     RingView incoming
     RingView outgoing
+    VspController *controller
     GuestMemory memory
     EventPage *events
-    Counters *counters
-    TraceRing *trace
-    VspExecutor execute
-    void *context
+    Counters *counters           # who pays for signals: the unit of the last completion
     VspRequest *requests         # `depth` of them, allocated by the owner
     VspRequest *free
     uint8_t *buffer              # VSP_PACKET_MAX bytes for the packet at hand
     uint8_t answer[4096]         # plan.data of the request at hand
-    ScsiUnit *units[64]
-    uint8_t luns[32]             # bitmap of units
-    uint64_t trace_base          # VM and disk, in the upper bits of each trace id
-    uint64_t sequence
     int64_t room                 # bytes known to be free in the outgoing ring
     uint32_t relid
     uint32_t depth
     uint32_t in_flight
-    uint32_t iov_max             # buffers of one request
-    uint32_t max_transfer        # bytes
-    uint16_t max_version
-    uint16_t version             # negotiated, 0 before
-    int state                    # VspState
     int fault                    # VspFault
-    bint strict_alloc
-    bint single_disk             # accelerator channel: addresses are ignored (section 1)
-    bint identify                # INQUIRY goes through the executor, as VSP_IDENTIFY
+    bint primary
     bint open
     bint staged                  # something to publish in the outgoing ring
     bint taken                   # something to release in the incoming ring
     bint starved                 # the outgoing ring has no room: nothing is taken
 
-# The rings are open; starts negotiation anew.
+# The rings are open; the primary channel starts negotiation anew.
 cdef void vsp_open(Vsp *vsp) noexcept nogil
 # Takes and starts up to VSP_BUDGET packets; their number.
 cdef int vsp_poll(Vsp *vsp) noexcept nogil
@@ -106,3 +128,9 @@ cdef void vsp_publish(Vsp *vsp) noexcept nogil
 cdef bint vsp_ready(Vsp *vsp) noexcept nogil
 cdef void vsp_mask(Vsp *vsp) noexcept nogil
 cdef bint vsp_unmask(Vsp *vsp) noexcept nogil          # True: there is something to do, do not sleep
+# The primary channel was closed (4.1): nothing is negotiated any more.
+cdef void vsp_reset(VspController *controller) noexcept nogil
+# Puts the unit at a LUN, or with NULL takes away what is there, and tells the guest when it can be told.
+cdef void vsp_set_unit(VspController *controller, uint32_t lun, VspUnit *unit) noexcept nogil
+# Sends the notices that are due, on the primary channel.
+cdef void vsp_notify(Vsp *vsp) noexcept nogil

@@ -5,7 +5,9 @@ from libc.string cimport memcpy, memset
 
 from hvcore.disk.ops cimport DISK_OK
 from hvcore.linux.atomics cimport count64
+from hvcore.linux.syscalls cimport eventfd_ring
 from hvcore.memory.guest cimport pfn_pointer
+from hvcore.metrics.counters cimport Counters
 from hvcore.metrics.trace cimport trace_stamp
 from hvcore.scsi.target cimport (
     SCSI_ANSWER, SCSI_DATA_MAX, SCSI_DONE, SCSI_PARAMETERS, ScsiPlan, scsi_absent, scsi_fail, scsi_finish,
@@ -13,10 +15,11 @@ from hvcore.scsi.target cimport (
 from hvcore.storage.hops cimport HOP_COMPLETED, HOP_RECEIVED
 from hvcore.storage.protocol cimport (
     NT_INVALID_DEVICE_STATE, NT_INVALID_PARAMETER, NT_REVISION_MISMATCH, NT_SUCCESS, VSTOR_BEGIN_INITIALIZATION,
-    VSTOR_COMPLETE_IO, VSTOR_CREATE_SUB_CHANNELS, VSTOR_END_INITIALIZATION, VSTOR_EXECUTE_SRB, VSTOR_FCHBA_DATA,
-    VSTOR_PACKET_BYTES, VSTOR_QUERY_PROPERTIES, VSTOR_QUERY_PROTOCOL_VERSION, VSTOR_RESET_ADAPTER, VSTOR_RESET_BUS,
-    VSTOR_RESET_LUN, VSTOR_WIN6, VSTOR_WIN7, VSTOR_WIN8, VSTOR_WIN8_1, VSTOR_WIN10, VstorPacket, VstorScsiRequest,
-    vstor_command, vstor_complete, vstor_reply_bytes)
+    VSTOR_COMPLETE_IO, VSTOR_CREATE_SUB_CHANNELS, VSTOR_END_INITIALIZATION, VSTOR_ENUMERATE_BUS, VSTOR_EXECUTE_SRB,
+    VSTOR_FCHBA_DATA, VSTOR_MULTI_CHANNEL, VSTOR_PACKET_BYTES, VSTOR_QUERY_PROPERTIES, VSTOR_QUERY_PROTOCOL_VERSION,
+    VSTOR_REMOVE_DEVICE, VSTOR_RESET_ADAPTER, VSTOR_RESET_BUS, VSTOR_RESET_LUN, VSTOR_WIN6, VSTOR_WIN7, VSTOR_WIN8,
+    VSTOR_WIN8_1, VSTOR_WIN10, VstorPacket, VstorScsiRequest, vstor_command, vstor_complete, vstor_packet_bytes,
+    vstor_reply_bytes)
 from hvcore.vmbus.abi cimport (
     PACKET_COMPLETION, PACKET_COMPLETION_REQUESTED, PACKET_GPA_DIRECT, PACKET_IN_BAND, PAGE_SIZE, PacketDescriptor)
 from hvcore.vmbus.events cimport event_signal_guest
@@ -34,8 +37,9 @@ cdef enum:
 
 cdef void vsp_open(Vsp *vsp) noexcept nogil:
     cdef uint32_t i
-    vsp.state = VSP_BEGIN
-    vsp.version = 0
+    if vsp.primary:
+        vsp_reset(vsp.controller)
+    vsp.counters = vsp.controller.counters
     vsp.fault = VSP_NO_FAULT
     vsp.room = 0
     vsp.in_flight = 0
@@ -48,6 +52,12 @@ cdef void vsp_open(Vsp *vsp) noexcept nogil:
         vsp.free = &vsp.requests[i]
     ring_mask(&vsp.incoming)
     vsp.open = True
+
+
+cdef void vsp_reset(VspController *controller) noexcept nogil:
+    controller.state = VSP_BEGIN
+    controller.version = 0
+    controller.sub_channels = 0
 
 
 cdef inline int vsp_fault(Vsp *vsp, int fault) noexcept nogil:
@@ -83,20 +93,28 @@ cdef void vsp_reply(
     vsp_send(vsp, transaction_id, &packet, length)
 
 
+cdef inline Counters *request_counters(VspRequest *request) noexcept nogil:
+    return request.unit.counters if request.unit != NULL else (<Vsp *> request.owner).controller.counters
+
+
 cdef void vsp_complete(VspRequest *request) noexcept nogil:
     cdef Vsp *vsp = <Vsp *> request.owner
+    cdef Counters *counters = request_counters(request)
     cdef VstorPacket packet
     if vsp.open and vsp.fault == VSP_NO_FAULT:
         vstor_complete(&request.packet, &request.plan, &packet)
         vsp_send(vsp, request.transaction_id, &packet, request.reply_length)
-        count64(&vsp.counters.hand_overs, 1)
-        count64(&vsp.counters.ring_packets, 1)
+        vsp.counters = counters
+        count64(&counters.hand_overs, 1)
+        count64(&counters.ring_packets, 1)
         if request.plan.srb_status != 1:
-            count64(&vsp.counters.errors, 1)
-        trace_stamp(vsp.trace, request.trace_id, request.transaction_id, HOP_COMPLETED, vsp.relid)
+            count64(&counters.errors, 1)
+        trace_stamp(vsp.controller.trace, request.trace_id, request.transaction_id, HOP_COMPLETED, vsp.relid)
     if request.list != NULL:
         free(request.list)
         request.list = NULL
+    if request.unit != NULL:
+        request.unit.in_flight -= 1
     request.next = vsp.free
     vsp.free = request
     vsp.in_flight -= 1
@@ -113,7 +131,7 @@ cdef void vsp_scatter(Vsp *vsp, VspRequest *request) noexcept nogil:
         memcpy(request.iov[i].iov_base, &request.plan.data[done], part)
         done += part
         left -= part
-    count64(&vsp.counters.bytes_copied, done)
+    count64(&request_counters(request).bytes_copied, done)
 
 
 cdef uint32_t vsp_gather(Vsp *vsp, VspRequest *request, uint8_t *buffer, uint32_t length) noexcept nogil:
@@ -127,14 +145,14 @@ cdef uint32_t vsp_gather(Vsp *vsp, VspRequest *request, uint8_t *buffer, uint32_
         memcpy(&buffer[done], request.iov[i].iov_base, part)
         done += part
         left -= part
-    count64(&vsp.counters.bytes_copied, done)
+    count64(&request_counters(request).bytes_copied, done)
     return done
 
 
 cdef void vsp_finish(VspRequest *request, int disk_status) noexcept nogil:
     cdef Vsp *vsp = <Vsp *> request.owner
     if request.plan.action != VSP_IDENTIFY:
-        scsi_finish(request.unit, &request.plan, disk_status)
+        scsi_finish(request.unit.scsi, &request.plan, disk_status)
     elif disk_status != DISK_OK:
         scsi_fail(&request.plan, 0x84, 0x04, 0x0000)
     # An answer that was planned before, or that the medium gave.
@@ -181,7 +199,7 @@ cdef int vsp_ranges(Vsp *vsp, VspRequest *request, const uint8_t *packet, uint32
     buffer_length[0] = range_.byte_count
     # A range longer than the transfer is cut to it (5.3 check 5): what lies behind is never touched.
     left = min(range_.byte_count, wanted)
-    if left > vsp.max_transfer:              # more pages than iov has room for: answered by check 6
+    if left > vsp.controller.max_transfer:              # more pages than iov has room for: answered by check 6
         return 0
     offset = range_.byte_offset
     while left:
@@ -211,7 +229,7 @@ cdef void vsp_parameters(Vsp *vsp, VspRequest *request, const uint8_t *cdb, uint
         scsi_refuse(&request.plan, 0x05, 0x08)               # busy: no resources (section 10)
         return
     length = vsp_gather(vsp, request, request.list, length)
-    scsi_parameters(request.unit, cdb, request.list, length, &request.plan)
+    scsi_parameters(request.unit.scsi, cdb, request.list, length, &request.plan)
 
 
 cdef void vsp_keep_answer(VspRequest *request, uint32_t room) noexcept nogil:
@@ -229,8 +247,11 @@ cdef int vsp_execute(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packe
                      uint32_t length, bint direct, uint32_t payload) noexcept nogil:
     """EXECUTE_SRB, in the order of 5.3. -1: channel fault."""
     cdef VspRequest *request = vsp.free
+    cdef VspController *controller = vsp.controller
     cdef VstorScsiRequest *srb
     cdef ScsiPlan *plan = &request.plan
+    cdef VspUnit *unit = NULL
+    cdef Counters *counters
     cdef uint32_t buffer_length = 0
     cdef uint32_t wanted = packet.u.scsi.data_transfer_length
     cdef uint8_t cdb[16]
@@ -239,102 +260,164 @@ cdef int vsp_execute(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packe
     request.transaction_id = transaction_id
     request.reply_length = vstor_reply_bytes(payload)
     request.iov_count = 0
+    request.unit = NULL
     if direct and vsp_ranges(vsp, request, ring_packet, length, wanted, &buffer_length, &reachable) < 0:
         return vsp_fault(vsp, VSP_FAULT_RANGE)
-    if vsp.state != VSP_READY:               # no I/O, but the descriptor was validated (4.1)
+    if controller.state != VSP_READY:        # no I/O, but the descriptor was validated (4.1)
         vsp_reply(vsp, transaction_id, request.reply_length, NT_INVALID_DEVICE_STATE, NULL)
         return 0
     srb = &request.packet.u.scsi
     if wanted > buffer_length:               # also data with an in-band packet (5.3 check 5)
         return vsp_fault(vsp, VSP_FAULT_LENGTH)
 
+    address_ok = controller.single_disk or (srb.path_id == 0 and srb.target_id == 0)
+    if address_ok and srb.lun < VSP_LUNS:
+        unit = controller.units[srb.lun]
     vsp.free = request.next
     vsp.in_flight += 1
-    vsp.sequence += 1
-    request.trace_id = vsp.trace_base | vsp.sequence
-    count64(&vsp.counters.requests, 1)
-    count64(&vsp.counters.hand_overs, 1)
-    count64(&vsp.counters.ring_packets, 1)
-    trace_stamp(vsp.trace, request.trace_id, transaction_id, HOP_RECEIVED, vsp.relid)
+    request.trace_id = 0
+    if unit != NULL:
+        request.unit = unit
+        unit.in_flight += 1
+        unit.sequence += 1
+        request.trace_id = unit.trace_base | unit.sequence
+    counters = request_counters(request)
+    count64(&counters.requests, 1)
+    count64(&counters.hand_overs, 1)
+    count64(&counters.ring_packets, 1)
+    trace_stamp(controller.trace, request.trace_id, transaction_id, HOP_RECEIVED, vsp.relid)
 
     plan.action = SCSI_DONE
     plan.data = vsp.answer
     plan.data_length = 0
     plan.sense_length = 0
-    if not vstor_command(&request.packet, vsp.version, cdb, plan):
+    if not vstor_command(&request.packet, controller.version, cdb, plan):
         pass                                 # the plan holds the answer (5.3 checks 3 and 4)
-    elif wanted > vsp.max_transfer or not reachable:
+    elif wanted > controller.max_transfer or not reachable:
         scsi_fail(plan, 0x86, 0x05, 0x2400)
     else:
-        request.unit = NULL
-        address_ok = vsp.single_disk or (srb.path_id == 0 and srb.target_id == 0)
-        if address_ok and srb.lun < VSP_LUNS:
-            request.unit = vsp.units[srb.lun]
         if cdb[0] == 0xA0 and address_ok:    # REPORT LUNS is the controller's answer, for any LUN (section 7)
-            scsi_report_luns(vsp.luns, cdb, wanted, srb.data_in, vsp.strict_alloc, plan)
-        elif request.unit == NULL:
+            scsi_report_luns(controller.luns, cdb, wanted, srb.data_in, controller.strict_alloc, plan)
+        elif unit == NULL:
             scsi_absent(cdb, srb.lun, wanted, srb.data_in, plan)
+        elif unit.in_flight > unit.limit:
+            scsi_refuse(plan, 0x05, 0x28)    # TASK SET FULL: a slow disk leaves room for its neighbours
         else:
-            scsi_plan(request.unit, cdb, wanted, srb.data_in, plan)
+            scsi_plan(unit.scsi, cdb, wanted, srb.data_in, plan)
             if plan.action == SCSI_PARAMETERS:
                 vsp_parameters(vsp, request, cdb, min(wanted, plan.data_length))
-        if plan.action == SCSI_DONE and vsp.identify and cdb[0] == 0x12 and plan.srb_status == 1:
-            vsp_keep_answer(request, plan.data_length)
-            if plan.srb_status == 1:
-                plan.action = VSP_IDENTIFY
-        elif plan.action == SCSI_ANSWER:
-            vsp_keep_answer(request, SCSI_DATA_MAX)
-        elif plan.action != SCSI_DONE:
-            vsp_cut(request, plan.buffer_length)
-        if plan.action != SCSI_DONE:
-            vsp.execute(vsp.context, request)
-            return 0
+            if plan.action == SCSI_DONE and unit.identify and cdb[0] == 0x12 and plan.srb_status == 1:
+                vsp_keep_answer(request, plan.data_length)
+                if plan.srb_status == 1:
+                    plan.action = VSP_IDENTIFY
+            elif plan.action == SCSI_ANSWER:
+                vsp_keep_answer(request, SCSI_DATA_MAX)
+            elif plan.action != SCSI_DONE:
+                vsp_cut(request, plan.buffer_length)
+            if plan.action != SCSI_DONE:
+                unit.execute(unit, request)
+                return 0
         if plan.data_to_guest:
             vsp_scatter(vsp, request)
     vsp_complete(request)
     return 0
 
 
+# Units and notices.
+
+cdef void vsp_set_unit(VspController *controller, uint32_t lun, VspUnit *unit) noexcept nogil:
+    controller.units[lun] = unit
+    if unit != NULL:
+        controller.luns[lun >> 3] |= 1 << (lun & 7)
+    else:
+        controller.luns[lun >> 3] &= ~(1 << (lun & 7))
+    controller.notices |= VSP_NOTICE_ENUMERATE
+
+
+cdef void vsp_notify(Vsp *vsp) noexcept nogil:
+    """One packet for all that changed (4.4). Without room it is sent later: completions go first."""
+    cdef VspController *controller = vsp.controller
+    cdef VstorPacket packet
+    cdef uint32_t length
+    if (not controller.notices or not vsp.primary or not vsp.open or vsp.fault != VSP_NO_FAULT
+            or controller.state != VSP_READY):
+        return
+    if controller.version < VSTOR_WIN7:      # a guest that knows no notices looks by itself
+        controller.notices = 0
+        return
+    vsp.room = ring_free(&vsp.outgoing)
+    if vsp.room <= <int64_t> COMPLETION_BYTES * (vsp.in_flight + 1):
+        return
+    memset(&packet, 0, sizeof(packet))
+    packet.operation = VSTOR_REMOVE_DEVICE if controller.notices & VSP_NOTICE_REMOVE else VSTOR_ENUMERATE_BUS
+    controller.notices = 0
+    length = vstor_packet_bytes(controller.version)
+    if ring_put(&vsp.outgoing, PACKET_IN_BAND, 0, 0, NULL, 0, &packet, length) != RING_OK:
+        vsp_fault(vsp, VSP_FAULT_RING)
+        return
+    vsp.room -= COMPLETION_BYTES
+    vsp.staged = True
+
+
+cdef uint32_t vsp_create_sub_channels(VspController *controller, uint32_t count) noexcept nogil:
+    """4.1: once before END_INITIALIZATION, from 5.1 on; any number of times after it. The NTSTATUS."""
+    if controller.state != VSP_READY and (
+            controller.state != VSP_END_INIT or controller.version < VSTOR_WIN8 or controller.sub_channels):
+        return NT_INVALID_DEVICE_STATE
+    if count > controller.sub_channels_max:
+        return NT_INVALID_PARAMETER
+    if count:                                # none is a success that changes nothing
+        controller.sub_channels = <uint16_t> count
+        eventfd_ring(controller.sub_channel_bell)
+    return NT_SUCCESS
+
+
 cdef int vsp_negotiate(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packet, uint32_t length) noexcept nogil:
     """Everything but EXECUTE_SRB: the state machine of 4.1. -1: channel fault."""
+    cdef VspController *controller = vsp.controller
     cdef uint32_t operation = packet.operation
     cdef uint32_t status = NT_INVALID_DEVICE_STATE
     cdef uint32_t reply_length = vstor_reply_bytes(length)
     cdef VstorPacket reply
     memset(&reply, 0, sizeof(reply))
-    if operation == VSTOR_BEGIN_INITIALIZATION:
-        if vsp.state == VSP_BEGIN:
-            vsp.state = VSP_QUERY_VERSION
+    if not vsp.primary and (operation <= VSTOR_QUERY_PROPERTIES and operation >= VSTOR_BEGIN_INITIALIZATION
+                            or operation == VSTOR_CREATE_SUB_CHANNELS):
+        pass                                 # only the primary negotiates (4.3)
+    elif operation == VSTOR_BEGIN_INITIALIZATION:
+        if controller.state == VSP_BEGIN:
+            controller.state = VSP_QUERY_VERSION
             status = NT_SUCCESS
     elif operation == VSTOR_QUERY_PROTOCOL_VERSION:
         if length < 16:                      # a length is a multiple of 8: the two fields end at 16
             return vsp_fault(vsp, VSP_FAULT_PACKET)
-        if vsp.state == VSP_QUERY_VERSION:
+        if controller.state == VSP_QUERY_VERSION:
             reply.u.version.version = packet.u.version.version
             if (packet.u.version.version in (VSTOR_WIN6, VSTOR_WIN7, VSTOR_WIN8, VSTOR_WIN8_1, VSTOR_WIN10)
-                    and packet.u.version.version <= vsp.max_version):
-                vsp.version = packet.u.version.version
-                vsp.state = VSP_QUERY_PROPERTIES
+                    and packet.u.version.version <= controller.max_version):
+                controller.version = packet.u.version.version
+                controller.state = VSP_QUERY_PROPERTIES
                 status = NT_SUCCESS
             else:
                 status = NT_REVISION_MISMATCH
     elif operation == VSTOR_QUERY_PROPERTIES:
-        if vsp.state == VSP_QUERY_PROPERTIES:
-            reply.u.properties.max_transfer_bytes = vsp.max_transfer
-            vsp.state = VSP_END_INIT
+        if controller.state == VSP_QUERY_PROPERTIES:
+            reply.u.properties.max_transfer_bytes = controller.max_transfer
+            if controller.version >= VSTOR_WIN8 and controller.sub_channels_max:
+                reply.u.properties.max_sub_channels = controller.sub_channels_max
+                reply.u.properties.flags = VSTOR_MULTI_CHANNEL
+            controller.state = VSP_END_INIT
             status = NT_SUCCESS
     elif operation == VSTOR_END_INITIALIZATION:
-        if vsp.state == VSP_END_INIT:
-            vsp.state = VSP_READY
+        if controller.state == VSP_END_INIT:
+            controller.state = VSP_READY
+            controller.notices &= ~<uint32_t> VSP_NOTICE_ENUMERATE   # the guest looks for units now (4.4)
             status = NT_SUCCESS
     elif operation == VSTOR_CREATE_SUB_CHANNELS:
         if length < 16:
             return vsp_fault(vsp, VSP_FAULT_PACKET)
-        if vsp.state == VSP_READY or (vsp.state == VSP_END_INIT and vsp.version >= VSTOR_WIN8):
-            # This controller offers no sub-channels: none may be asked for, and none is a success (4.1).
-            status = NT_SUCCESS if packet.u.sub_channel_count == 0 else NT_INVALID_PARAMETER
+        status = vsp_create_sub_channels(controller, packet.u.sub_channel_count)
     elif operation in (VSTOR_RESET_LUN, VSTOR_RESET_ADAPTER, VSTOR_RESET_BUS):
-        if vsp.state == VSP_READY:           # success at once, what is in flight runs on (section 12)
+        if controller.state == VSP_READY:           # success at once, what is in flight runs on (section 12)
             status = NT_SUCCESS
     elif operation != VSTOR_FCHBA_DATA:      # on a SCSI channel that one is only the wrong state
         return vsp_fault(vsp, VSP_FAULT_OPERATION)
@@ -395,6 +478,8 @@ cdef int vsp_poll(Vsp *vsp) noexcept nogil:
     cdef int taken = 0, status
     if not vsp.open or vsp.fault != VSP_NO_FAULT:
         return 0
+    if not vsp.primary and vsp.controller.state != VSP_READY:
+        return 0                             # a sub-channel's packets wait unread (4.3)
     while taken < VSP_BUDGET:
         if vsp.free == NULL or not ring_poll(&vsp.incoming):
             break
@@ -441,6 +526,8 @@ cdef void vsp_publish(Vsp *vsp) noexcept nogil:
 
 cdef bint vsp_ready(Vsp *vsp) noexcept nogil:
     if not vsp.open or vsp.fault != VSP_NO_FAULT or vsp.free == NULL:
+        return False
+    if not vsp.primary and vsp.controller.state != VSP_READY:
         return False
     if not ring_poll(&vsp.incoming):         # also when starved: a guest may have taken its packet back
         return False
