@@ -18,6 +18,7 @@ from hvcore.partition.config import DiskConfig, VmConfig
 from hvcore.partition.guest import Guest
 from hvcore.partition.process import end, spawn
 from hvcore.partition.rpc import VERSION, Caller
+from hvcore.sizes import parse_size
 
 END_PATIENCE = 10.0
 Objects = list[dict[str, Any]]
@@ -207,6 +208,10 @@ class VirtualMachine:
     def remove_disk(self, number: int) -> None:
         """One disk less, also under a guest, which is told; requests that are under way end first."""
         self.host.call("remove_disk", vm=self.name, disk=number)
+
+    def resize_disk(self, number: int, size: str | int) -> None:
+        """Gives a disk and its image another size (bytes, or text like "4G"), also under a guest, which is told."""
+        self.host.call("resize_disk", vm=self.name, disk=number, size=parse_size(size))
 
     def move_disk(self, number: int, path: str) -> None:
         """Puts a disk of a stopped VM on another path: "synthetic", "emulated", ..."""

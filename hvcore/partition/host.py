@@ -84,6 +84,7 @@ class HostProcess:
             "list": lambda: [vm.describe() for vm in self._vms.values()],
             "add_disk": lambda vm, disk: self._vm(vm).add_disk(disk_from_json(disk)),
             "remove_disk": lambda vm, disk: self._vm(vm).remove_disk(disk),
+            "resize_disk": lambda vm, disk, size: self._vm(vm).resize_disk(disk, size),
             "move_disk": lambda vm, disk, path: self._vm(vm).move_disk(disk, path),
             "checkpoint": lambda vm, disk, image: self._vm(vm).checkpoint(disk, image),
             "counters": lambda vm: self._vm(vm).counters(),

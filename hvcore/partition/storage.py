@@ -13,10 +13,12 @@ from hvcore.partition.emulator import Drive
 from hvcore.partition.images import Images, OpenImage
 from hvcore.scsi.target import Target
 from hvcore.storage.packet import IDE_INTERFACE, SCSI_INTERFACE
+from hvcore.vhd.live import resize
 from hvcore.vmbus.offers import Offer
 
 Event = Callable[..., None]
 IDE_SECTOR = 512
+CAPACITY_CHANGED = (0x2A, 0x09)
 IDE_SIZE_MAX = IDE_SECTOR << 48
 # storvsp.md 1: what an offer of an IDE disk tells Windows beside its instance.
 IDE_USER_DATA = struct.Struct("<HBBII12x")
@@ -213,6 +215,13 @@ class Storage:
         if disk.place is not None:
             self.dispatch.remove_controller(disk.controller.number)
         self._release(disk.image)
+
+    def resize(self, disk: VirtualDisk, size: int) -> None:
+        disk.image.info = resize(disk.image.disk, disk.image.info, size)
+        for one in self:
+            if one.image is disk.image and one.controller is not None:
+                one.target.raise_unit_attention(*CAPACITY_CHANGED)
+                self.dispatch.notify(one.controller.number)
 
     def _release(self, image: OpenImage) -> None:
         try:

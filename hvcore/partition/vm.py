@@ -106,6 +106,17 @@ class Vm:
             raise
         return moved.describe()
 
+    def resize_disk(self, number: int, size: int) -> dict[str, Any]:
+        """Gives a disk and its image another size; a guest hears of it (storvsp.md 8.2: unit attention, rescan)."""
+        disk = self.storage.find(number)
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise ValueError(f"a size is a number of bytes, not {size!r}")
+        if disk.place is not None and self.running:
+            raise HostError(f"disk {number} is an IDE disk: it is resized while {self.config.name} is stopped")
+        self.storage.resize(disk, size)
+        self._note("disk resized", vm=self.config.name, disk=number, size=size)
+        return disk.describe()
+
     def checkpoint(self, disk: int, image: str) -> dict[str, Any]:
         """From now on disk number `disk` writes into the new differencing image `image`, on top of the present one."""
         opened = self.storage.find(disk).image

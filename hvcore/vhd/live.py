@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from hvcore.disk.chain import MAX_DEPTH, too_deep
-from hvcore.disk.image import ImageInfo, judge, open_described, open_file, reported
+from hvcore.disk.file import FileDisk
+from hvcore.disk.image import ImageInfo, build, close_files, judge, open_described, open_file, reported
 from hvcore.disk.locks import give_up_writing
 from hvcore.disk.medium import ImageFile
 from hvcore.disk.ops import Backend
@@ -15,8 +16,11 @@ from hvcore.disk.switch import SwitchDisk
 from hvcore.disk.vhd.disk import VhdDisk
 from hvcore.disk.vhdx.disk import VhdxDisk
 from hvcore.errors import ImageError
+from hvcore.progress import silent
 from hvcore.vhd.child import make_child
+from hvcore.vhd.locked import Locked
 from hvcore.vhd.newfile import new_file
+from hvcore.vhd.resize import judge_size, resize_chain
 
 
 def open_live(
@@ -69,6 +73,47 @@ def settle(disk: Backend) -> None:
 
     if isinstance(disk, SwitchDisk):
         disk.exchange(same)
+
+
+def resize(disk: Backend, info: ImageInfo, size: int) -> ImageInfo:
+    """Gives an image in use another size, and returns what it is then. Requests wait meanwhile; none fails but those
+    behind an end that came nearer.
+
+    ImageError, DiskError: it cannot be done, and the disk goes on with the size it had. ValueError: no such size.
+    """
+    judge_size(info, size)
+    if isinstance(disk, FileDisk):
+        if size < info.size:
+            raise ImageError(f"{info.path}: a raw image in use gets no smaller")
+        if info.format != "raw":
+            raise ImageError(f"{info.path}: a fixed VHD is resized while nobody uses it")
+        disk.resize(size)
+        return replace(info, size=size)
+    if not isinstance(disk, SwitchDisk):
+        raise ImageError(f"{info.path}: an image that is open for reading keeps its size")
+    failed: list[BaseException] = []
+    made: list[ImageInfo] = []
+
+    def switch(top: Backend) -> Backend:
+        assert isinstance(top, VhdDisk | VhdxDisk)
+        top.settle()
+        with Locked.of_open(top.fileno(), info.path, info.format) as image, reported(info.path):
+            top.close()
+            chain = image.judge_chain()
+            try:
+                resize_chain(chain, size, False, silent)
+            except Exception as error:  # the disk goes on as it is
+                failed.append(error)
+            finally:
+                close_files(chain)
+            chain = image.judge_chain()
+            made.append(replace(chain[0].info, path=info.path, parent=info.parent))
+            return build(chain)
+
+    disk.exchange(switch, resize=True)
+    if failed:
+        raise failed[0]
+    return made[0]
 
 
 def refuse_depth(top: Backend) -> None:

@@ -25,6 +25,14 @@ class Locked:
             lock_image(file.fileno(), write=True)
             self.fd = os.dup(file.fileno())  # keeps the lock, which belongs to what both share
 
+    @classmethod
+    def of_open(cls, fd: int, path: str, format: str) -> Self:
+        """The image behind a descriptor that has the lock; the descriptor is duplicated."""
+        self = cls.__new__(cls)
+        self.path, self.format = path, format
+        self.fd = os.dup(fd)
+        return self
+
     def open(self) -> ImageFile:
         return ImageFile(os.dup(self.fd), probe=PROBE.get(), name=self.path)
 

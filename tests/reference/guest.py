@@ -100,11 +100,12 @@ class Answer:
 class Guest:
     """Guest memory of `memory` bytes (sparse) and the host's data path; close() in any case."""
 
-    def __init__(self, memory: int = 16 << 20, pool_threads: int = 1) -> None:
+    def __init__(self, memory: int = 16 << 20, pool_threads: int = 1, pool: MediaPool | None = None) -> None:
         self.memory = Region.create(memory, "guest")
         self.events = Region.create(PAGE, "events")
         self.doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.pool = MediaPool(pool_threads)
+        self.own_pool = MediaPool(pool_threads) if pool is None else None
+        self.pool = self.own_pool if pool is None else pool
         self.dispatch = Dispatch(self.pool)
         self.channels: list[Channel] = []
         self.next_pfn = 1
@@ -160,7 +161,8 @@ class Guest:
 
     def close(self) -> None:
         self.dispatch.close()
-        self.pool.close()
+        if self.own_pool is not None:
+            self.own_pool.close()
         for channel in self.channels:
             channel.release()
         os.close(self.doorbell)

@@ -1,8 +1,6 @@
 """The host against a guest at work on its memory while requests run; requests in flight when a channel ends."""
 
 import ctypes
-import fcntl
-import os
 import random
 import struct
 import threading
@@ -11,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hvcore.disk.file import FileDisk
-from hvcore.disk.medium import ImageFile, Probe
 from hvcore.disk.ram import RamDisk
 from hvcore.errors import RingFull
+from tests.reference.gate import Gate
 from tests.reference.guest import (
     DATA_PFN,
     FROM_GUEST,
@@ -201,32 +198,9 @@ def test_holes_punched_during_requests(guest, channel):
 # ---- ends
 
 
-class Gate:
-    """A disk whose forced writes and flushes wait until open(): its journal goes into a pipe that is full."""
-
-    def __init__(self, path: Path) -> None:
-        path.write_bytes(CONTENT)
-        self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
-        self.capacity = fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PAGE)
-        os.write(self.writer, bytes(self.capacity))
-        file = ImageFile(os.open(path, os.O_RDWR | os.O_CLOEXEC), probe=Probe(self.writer))
-        self.disk = FileDisk(file, DISK_BYTES, read_only=False)
-
-    def open(self) -> None:
-        fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 1 << 20)
-        if self.capacity:
-            os.read(self.reader, self.capacity)
-            self.capacity = 0
-
-    def close(self) -> None:
-        self.disk.close()
-        os.close(self.reader)
-        os.close(self.writer)
-
-
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path / "gate")
+    gate = Gate(tmp_path / "gate", CONTENT)
     yield gate
     gate.close()
 

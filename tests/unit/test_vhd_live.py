@@ -11,6 +11,7 @@ from hvcore import vhd
 from hvcore.disk.medium import Probe
 from hvcore.disk.probe import probing
 from hvcore.errors import DiskError, ImageError, ParentError
+from hvcore.vhd import live
 
 MIB = 1 << 20
 SIZE = 6 * MIB
@@ -169,3 +170,77 @@ def test_requests_of_other_threads_wait_and_none_fails(tmp_path: Path) -> None:
     assert len(vhd.chain(tmp_path / "8.vhdx")) == 9
     assert all(vhd.check(tmp_path / f"{n}.vhdx").clean for n in range(9))
     assert len(list(tmp_path.iterdir())) == 9
+
+
+@pytest.mark.parametrize(("format", "type"), [*KINDS, ("raw", "fixed")])
+def test_a_disk_in_use_grows(tmp_path: Path, format: str, type: str) -> None:
+    path = tmp_path / "disk"
+    vhd.create(path, SIZE, format, type)
+    disk, info = live.open_live(path, mode="r+", format=format)
+    with disk:
+        disk.write(SIZE - 512, sector(1))
+        info = live.resize(disk, info, 3 * SIZE)
+        assert (disk.size, info.size, disk.read(SIZE - 512, 1024)) == (3 * SIZE, 3 * SIZE, sector(1) + bytes(512))
+        disk.write(3 * SIZE - 512, sector(2))
+        disk.flush()
+        with pytest.raises(ValueError, match="beyond"):
+            disk.read(3 * SIZE, 512)
+    assert format == "raw" or vhd.check(path).clean
+    with vhd.open(path, format=format) as image:
+        assert (image.size, image.read(SIZE - 512, 512)) == (3 * SIZE, sector(1))
+        assert image.read(3 * SIZE - 512, 512) == sector(2)
+
+
+def test_a_child_in_use_grows_and_shrinks(tmp_path: Path) -> None:
+    vhd.create(tmp_path / "base.vhdx", SIZE)
+    vhd.create_child(tmp_path / "base.vhdx", tmp_path / "child.vhdx")
+    disk, info = live.open_live(tmp_path / "child.vhdx", mode="r+")
+    with disk:
+        info = live.resize(disk, info, 2 * SIZE)
+        disk.write(2 * SIZE - 512, sector(1))
+        with pytest.raises(ImageError, match="data behind the new end"):
+            live.resize(disk, info, SIZE)
+        assert (disk.size, disk.read(2 * SIZE - 512, 512)) == (2 * SIZE, sector(1))  # it goes on as it was
+        disk.write(2 * SIZE - 512, bytes(512))
+        info = live.resize(disk, info, SIZE)
+        assert (disk.size, info.parent) == (SIZE, str(tmp_path / "base.vhdx"))
+        disk.write(0, sector(3))
+    assert vhd.check(tmp_path / "child.vhdx").clean
+
+
+def test_a_size_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "disk.vhdx"
+    vhd.create(path, SIZE)
+    disk, info = live.open_live(path, mode="r+")
+    with disk:
+        for size in (0, SIZE + 1, 65 << 40):
+            with pytest.raises(ValueError, match="size|at most"):
+                live.resize(disk, info, size)
+        assert disk.size == SIZE
+    disk, info = live.open_live(path)
+    with disk, pytest.raises(ImageError, match="keeps its size"):
+        live.resize(disk, info, 2 * SIZE)
+
+
+def test_requests_go_on_while_a_disk_grows(tmp_path: Path) -> None:
+    path = tmp_path / "disk.vhdx"
+    vhd.create(path, SIZE)
+    disk, info = live.open_live(path, mode="r+")
+    stop = threading.Event()
+
+    def work(place: int) -> int:
+        turn = 0
+        while not stop.is_set():
+            turn += 1
+            disk.write(place * 512, sector(place, turn % 256))
+            assert disk.read(place * 512, 512) == sector(place, turn % 256)
+        return turn
+
+    with disk, ThreadPoolExecutor(3) as threads:
+        running = [threads.submit(work, place) for place in (0, 3000, 9000)]
+        for step in range(2, 12):
+            info = live.resize(disk, info, step * SIZE)
+        stop.set()
+        assert all(each.result() for each in running)
+        assert disk.size == 11 * SIZE
+    assert vhd.check(path).clean

@@ -115,6 +115,16 @@ cdef class FileDisk(Backend):
         self.check(0, 0)
         return pieces_of(self.file, self.state.base, self.state.size)
 
+    def resize(self, uint64_t size):
+        """Makes the file and the disk larger while requests run; what is added reads as zeros. ImageError, DiskError."""
+        if size < self.ref.size_bytes or size % self.ref.sector_size or self.state.base or size > 1 << 62:
+            raise ValueError(f"a raw disk of {self.ref.size_bytes} bytes cannot get {size} while it is in use")
+        self.file.resize(size)
+        self.file.flush()
+        # First the backend takes requests for the new bytes, then somebody can know that there are some.
+        self.state.size = size
+        self.ref.size_bytes = size
+
     def close(self):
         """Closes the file, which ends its locks. Idempotent; no call may be running. Does not flush."""
         Backend.close(self)

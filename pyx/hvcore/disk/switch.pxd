@@ -17,4 +17,5 @@ ctypedef struct SwitchState:
 
 cdef class SwitchDisk(Backend):
     cdef SwitchState state
+    cdef DiskRef closed          # stands for a top that is closed
     cdef readonly Backend top

@@ -4,7 +4,7 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from hvcore.disk.medium cimport pthread_mutex_t
-from hvcore.disk.ops cimport DISK_NOWAIT, DISK_OK, DISK_WOULD_BLOCK, Backend, DiskOps, disk_read, disk_write
+from hvcore.disk.ops cimport DISK_CLOSED, DISK_NOWAIT, DISK_OK, DISK_WOULD_BLOCK, Backend, DiskOps, disk_read, disk_write
 from hvcore.linux.atomics cimport exchange32, fetch_add32, load_acquire32
 from hvcore.linux.syscalls cimport iovec
 
@@ -102,6 +102,27 @@ OPS.flush = switch_flush
 OPS.trim = switch_trim
 
 
+# What is left when an exchange closed the backend and brought no other.
+
+cdef int closed_transfer(void *pointer, uint64_t offset, const iovec *iov, int count, uint32_t flags) noexcept nogil:
+    return DISK_CLOSED
+
+
+cdef int closed_flush(void *pointer) noexcept nogil:
+    return DISK_CLOSED
+
+
+cdef int closed_trim(void *pointer, uint64_t offset, uint64_t length) noexcept nogil:
+    return DISK_CLOSED
+
+
+cdef DiskOps CLOSED
+CLOSED.read = closed_transfer
+CLOSED.write = closed_transfer
+CLOSED.flush = closed_flush
+CLOSED.trim = closed_trim
+
+
 @cython.final
 cdef class SwitchDisk(Backend):
     """The disk that `top` is now; closes it."""
@@ -117,11 +138,12 @@ cdef class SwitchDisk(Backend):
         self.ref.state = &self.state
         self.ref.ops = &OPS
 
-    def exchange(self, make):
+    def exchange(self, make, *, bint resize=False):
         """Holds up new requests, waits for those under way, and goes on with the backend that make(top) returns.
 
-        It must be as large as the present one, with the same sectors, and as writable; else ValueError, and it is
-        closed. When make raises, requests go on with the present backend. make may not send requests to this disk.
+        It must be as large as the present one (unless resize), with the same sectors, and as writable; else ValueError,
+        and it is closed. When make raises, requests go on with the present backend, or fail if make closed it. make may
+        not send requests to this disk.
         """
         cdef Backend new
         self.check(0, 0)
@@ -131,13 +153,17 @@ cdef class SwitchDisk(Backend):
             new = make(self.top)
             if new is None or new.ref.ops == NULL:
                 raise ValueError("no open disk to go on with")
-            if (new.ref.size_bytes != self.ref.size_bytes or new.ref.sector_size != self.ref.sector_size
+            if ((new.ref.size_bytes != self.ref.size_bytes and not resize) or new.ref.sector_size != self.ref.sector_size
                     or new.ref.read_only != self.ref.read_only):
                 new.close()
                 raise ValueError("the disk to go on with has another size, other sectors, or is not as writable")
             self.top = new
             self.state.top = &new.ref
+            self.ref.size_bytes = new.ref.size_bytes
         finally:
+            if self.top.ref.ops == NULL:
+                self.closed.ops = &CLOSED
+                self.state.top = &self.closed
             with nogil:
                 open_gate(&self.state)
 
