@@ -27,10 +27,17 @@ def pool() -> Iterator[MediaPool]:
     pool.close()
 
 
+@pytest.fixture
+def gates(tmp_path: Path) -> Iterator[list[Gate]]:
+    gates = [Gate(tmp_path / str(n), bytes(SIZE)) for n in range(8)]
+    yield gates
+    for gate in gates:
+        gate.close()
+
+
 @contextlib.contextmanager
-def hanging(guest: Guest, path: Path, count: int) -> Iterator[list[Gate]]:
+def hanging(guest: Guest, gates: list[Gate], count: int) -> Iterator[None]:
     """Disks of the guest, each with `count` requests that wait."""
-    gates = [Gate(path / f"{id(guest)}-{n}", bytes(SIZE)) for n in range(4)]
     try:
         for gate in gates:
             channel = guest.add(gate.disk, ring_pages=4)
@@ -39,7 +46,7 @@ def hanging(guest: Guest, path: Path, count: int) -> Iterator[list[Gate]]:
                 packet = srb(forced_write(8 * tid), PAGE, FROM_GUEST)
                 channel.send(direct(packet, [600 + tid], PAGE, 0, tid))
             until(lambda channel=channel: channel.inspect()["in_flight"] == count)
-        yield gates
+        yield
     finally:
         for gate in gates:
             gate.open()
@@ -51,25 +58,25 @@ def flushes(channel: Channel) -> None:
         assert until(channel.poll).scsi_status == 0
 
 
-def test_hanging_disks_delay_no_other_of_their_vm_or_another(tmp_path: Path, pool: MediaPool) -> None:
+def test_hanging_disks_delay_no_other_of_their_vm_or_another(gates: list[Gate], pool: MediaPool) -> None:
     with Guest(pool=pool) as one, Guest(pool=pool) as two:
         mine, others = one.add(RamDisk(SIZE), ring_pages=4), two.add(RamDisk(SIZE), ring_pages=4)
         mine.negotiate()
         others.negotiate()
-        with hanging(one, tmp_path, 8), hanging(two, tmp_path, 8):
+        with hanging(one, gates[:4], 8), hanging(two, gates[4:], 8):
             # Two threads, eight disks that hang: each of them has one of its own by now, and this one gets one too.
             flushes(mine)
             flushes(others)
             found = pool.inspect()
             assert 8 <= found["threads"] <= 12
-            assert found["waiting"] == 2 * 4 * 8 - 8
+            assert 2 * 4 * 8 - found["waiting"] in (8, 9, 10)  # two threads anyone may have, one for each disk
     # What there was to wait for is done: nothing of it is left in the pool.
     assert pool.inspect()["waiting"] == 0
 
 
-def test_threads_beyond_the_base_end_when_there_is_nothing_to_do(tmp_path: Path, pool: MediaPool) -> None:
+def test_threads_beyond_the_base_end_when_there_is_nothing_to_do(gates: list[Gate], pool: MediaPool) -> None:
     with Guest(pool=pool) as guest:
-        with hanging(guest, tmp_path, 2):
+        with hanging(guest, gates, 2):
             assert pool.inspect()["threads"] > 2
         until(lambda: pool.inspect() == {"threads": 2, "idle": 2, "waiting": 0})
 

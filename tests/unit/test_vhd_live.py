@@ -214,7 +214,7 @@ def test_a_size_that_is_none_is_refused(tmp_path: Path) -> None:
     disk, info = live.open_live(path, mode="r+")
     with disk:
         for size in (0, SIZE + 1, 65 << 40):
-            with pytest.raises(ValueError, match="size|at most"):
+            with pytest.raises(ValueError, match=r"size|at most"):
                 live.resize(disk, info, size)
         assert disk.size == SIZE
     disk, info = live.open_live(path)

@@ -34,6 +34,9 @@ from hvcore.vmbus.abi cimport PAGE_SIZE, RingControl
 from hvcore.vmbus.events cimport EventPage
 from hvcore.vmbus.ring cimport RING_HOST, ring_open_reader, ring_open_writer
 
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+
 cdef enum:
     DISKS_MAX = 256              # of one VM
     CONTROLLERS_MAX = 16
@@ -534,7 +537,7 @@ cdef class Dispatch:
     def __dealloc__(self):
         # The interpreter may be half gone here: an owner that forgot close() at least stops the thread, which uses
         # this memory, and waits for the pool, which does too.
-        cdef int i
+        cdef int i, fd
         if self.running:
             store_release32(&self.loop.stopping, 1)
             eventfd_ring(self.loop.control_bell)
@@ -543,6 +546,10 @@ cdef class Dispatch:
                 if self.disks[i] != NULL:
                     pool_leave(&self.pool.pool, &self.disks[i].media.source)
         self.release()
+        for fd in (self.guest_bell, self.home_bell, self.loop.control_bell, self.worker_bell, self.loop.broken_bell,
+                   self.sub_channel_fd):
+            if fd >= 0:
+                close(fd)
 
 
 cdef HostChannel *channel_new(HostController *controller, int sub, uint32_t pages) noexcept nogil:

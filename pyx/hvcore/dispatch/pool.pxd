@@ -3,7 +3,8 @@
 #
 # Fair between disks. Each disk is a source; a free thread takes the oldest job of the source that has the fewest jobs
 # running, in turns. A source with nothing running never waits behind others: when every thread is busy it gets one
-# more, which ends again when it is no longer needed. So a disk that hangs holds up nothing but itself.
+# more, of use to such sources only, which ends again when it is no longer needed. So a disk that hangs holds up nothing
+# but itself.
 
 from libc.stdint cimport uint32_t
 

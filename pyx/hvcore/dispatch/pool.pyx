@@ -23,34 +23,39 @@ cdef enum:
     LINGER_NS = 2000000000       # of a thread beyond the base that has nothing to do
 
 
+cdef inline bint pool_before(const PoolSource *one, const PoolSource *other) noexcept nogil:
+    """Whether `one`, which comes later in the ring, has its turn before `other`."""
+    cdef uint32_t urgent = load_relaxed32(&one.urgent)
+    if urgent != load_relaxed32(&other.urgent):
+        return urgent != 0
+    return one.running < other.running
+
+
 cdef PoolSource *pool_next(Pool *pool) noexcept nogil:
-    """[monitor] The source whose turn it is, out of the ring; NULL when nothing waits."""
+    """[monitor] The source whose turn it is, out of the ring; NULL when nothing may be started."""
     cdef PoolSource *before = pool.turn
-    cdef PoolSource *best_before = NULL
+    cdef PoolSource *best = NULL             # the one before it in the ring
     cdef PoolSource *source
-    cdef bint better
+    # The threads beyond the base are for disks that have none: a disk that hangs must not fill them all.
+    cdef bint full = pool.threads - pool.idle >= pool.base
     if before == NULL:
         return NULL
     while True:
         source = before.next
-        if best_before == NULL:
-            better = True
-        elif load_relaxed32(&source.urgent) != load_relaxed32(&best_before.next.urgent):
-            better = load_relaxed32(&source.urgent) != 0
-        else:
-            better = source.running < best_before.next.running
-        if better:
-            best_before = before
-        if source == pool.turn or (source.running == 0 and load_relaxed32(&source.urgent)):
+        if not (full and source.running) and (best == NULL or pool_before(source, best.next)):
+            best = before
+        if source == pool.turn:
             break
         before = source
-    source = best_before.next
-    if source == best_before:
+    if best == NULL:
+        return NULL
+    source = best.next
+    if source == best:
         pool.turn = NULL
     else:
-        best_before.next = source.next
+        best.next = source.next
         if source == pool.turn:
-            pool.turn = best_before
+            pool.turn = best
     return source
 
 
