@@ -116,7 +116,7 @@ cdef class FileDisk(Backend):
         return pieces_of(self.file, self.state.base, self.state.size)
 
     def resize(self, uint64_t size):
-        """Makes the file and the disk larger while requests run; what is added reads as zeros. ImageError, DiskError."""
+        """Makes file and disk larger while requests run; what is added reads as zeros. ImageError, DiskError."""
         if size < self.ref.size_bytes or size % self.ref.sector_size or self.state.base or size > 1 << 62:
             raise ValueError(f"a raw disk of {self.ref.size_bytes} bytes cannot get {size} while it is in use")
         self.file.resize(size)

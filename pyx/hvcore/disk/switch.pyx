@@ -4,7 +4,8 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from hvcore.disk.medium cimport pthread_mutex_t
-from hvcore.disk.ops cimport DISK_CLOSED, DISK_NOWAIT, DISK_OK, DISK_WOULD_BLOCK, Backend, DiskOps, disk_read, disk_write
+from hvcore.disk.ops cimport (
+    DISK_CLOSED, DISK_NOWAIT, DISK_OK, DISK_WOULD_BLOCK, Backend, DiskOps, disk_read, disk_write)
 from hvcore.linux.atomics cimport exchange32, fetch_add32, load_acquire32
 from hvcore.linux.syscalls cimport iovec
 
@@ -153,8 +154,8 @@ cdef class SwitchDisk(Backend):
             new = make(self.top)
             if new is None or new.ref.ops == NULL:
                 raise ValueError("no open disk to go on with")
-            if ((new.ref.size_bytes != self.ref.size_bytes and not resize) or new.ref.sector_size != self.ref.sector_size
-                    or new.ref.read_only != self.ref.read_only):
+            if ((new.ref.size_bytes != self.ref.size_bytes and not resize)
+                    or new.ref.sector_size != self.ref.sector_size or new.ref.read_only != self.ref.read_only):
                 new.close()
                 raise ValueError("the disk to go on with has another size, other sectors, or is not as writable")
             self.top = new

@@ -36,7 +36,6 @@ cdef void emulated_init(EmulatedHost *host) noexcept nogil:
 cdef void emulated_post(EmulatedChannel *channel, uint32_t operation) noexcept nogil:
     """The host's half is written: hands it to the worker."""
     cdef HandOver *shared = channel.host.shared
-    cdef Vsp *vsp = <Vsp *> channel.current.owner
     channel.posted += 1
     channel.shared.request.operation = operation
     # Release: the worker that sees the number sees the request. Full fence: against the worker, which writes its
@@ -236,7 +235,6 @@ cdef bint emulated_check(EmulatedChannel *channel, const HandOverAnswer *answer)
 cdef void media_run(PoolJob *job) noexcept nogil:
     """In a thread of the pool: may block."""
     cdef EmulatedChannel *channel = <EmulatedChannel *> job
-    cdef Vsp *vsp = <Vsp *> channel.current.owner
     cdef DiskRef *disk = (<EmulatedDisk *> channel.current.unit.context).disk
     if channel.job_flush:
         channel.job_status = disk_flush(disk)

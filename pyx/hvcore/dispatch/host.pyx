@@ -15,7 +15,7 @@ from hvcore.dispatch.handover cimport HANDOVER_BYTES, HandOver
 from hvcore.dispatch.loop cimport (
     CHANNELS_MAX, HostChannel, HostController, HostDisk, HostLoop, loop_drain, loop_lock, loop_publish, loop_thread,
     loop_unlock)
-from hvcore.dispatch.pool cimport MediaPool, Pool, pool_leave, pool_source
+from hvcore.dispatch.pool cimport MediaPool, pool_leave, pool_source
 from hvcore.dispatch.synthetic cimport MediaJob, synthetic_execute
 from hvcore.linux.atomics cimport load_relaxed64, store_release32
 from hvcore.linux.clock cimport clock_ns
@@ -54,8 +54,8 @@ cdef class Dispatch:
     """The data path of one VM in the host. All methods may block for as long as a disk access takes, and are for one
     thread.
 
-    pool: the host's threads for disk calls, closed after this. add_disk, add_controller and attach_unit make what a guest
-    will find; attach, open_channel ... close_channel, detach follow a guest; detach_unit, remove_disk and
+    pool: the host's threads for disk calls, closed after this. add_disk, add_controller and attach_unit make what a
+    guest will find; attach, open_channel ... close_channel, detach follow a guest; detach_unit, remove_disk and
     remove_controller take away again; close. `broken_fd` is an eventfd that becomes readable when a worker broke the
     protocol of its shared memory: it must be ended. `sub_channel_fd` becomes readable when a guest asked for
     sub-channels (sub_channels()).
@@ -510,7 +510,8 @@ cdef class Dispatch:
         if self.epoll is not None:
             self.epoll.close()
             self.epoll = None
-        for fd in (self.home_bell, self.loop.control_bell, self.worker_bell, self.loop.broken_bell, self.sub_channel_fd):
+        for fd in (self.home_bell, self.loop.control_bell, self.worker_bell, self.loop.broken_bell,
+                   self.sub_channel_fd):
             if fd >= 0:
                 os.close(fd)
         self.home_bell = self.loop.control_bell = self.worker_bell = self.loop.broken_bell = self.sub_channel_fd = -1

@@ -1,6 +1,6 @@
 """The native thread of one VM's data path (see loop.pxd)."""
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from hvcore.dispatch.emulated cimport emulated_idle, emulated_poll, emulated_ready
 from hvcore.dispatch.pool cimport PoolJob, pool_has_done, pool_take_done

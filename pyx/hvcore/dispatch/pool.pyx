@@ -111,8 +111,8 @@ cdef void pool_hand_back(PoolHome *home, PoolJob *job) noexcept nogil:
     while True:
         head = load_relaxed64(<uint64_t *> &home.done)
         job.next = <PoolJob *> head
-        # Release: the owner that takes the list finds the job's result. It takes all or nothing, so a head that left and
-        # came back is no harm.
+        # Release: the owner that takes the list finds the job's result. It takes all or nothing, so a head that left
+        # and came back is no harm.
         if replace64(<uint64_t *> &home.done, head, <uint64_t> job):
             return
 
