@@ -11,7 +11,6 @@ import pytest
 
 from hvcore.disk.ram import RamDisk
 from hvcore.errors import RingFull
-from tests.reference.gate import Gate
 from tests.reference.guest import (
     DATA_PFN,
     FROM_GUEST,
@@ -25,6 +24,7 @@ from tests.reference.guest import (
     until,
     write10,
 )
+from tests.reference.hanging import Gate
 
 FLUSH_CDB = bytes.fromhex("35") + bytes(9)
 IN, OUT, PENDING = 0, 4, 12  # vmbus.md 1.2

@@ -9,8 +9,8 @@ import pytest
 from hvcore.disk.ram import RamDisk
 from hvcore.dispatch.host import Dispatch
 from hvcore.dispatch.pool import MediaPool
-from tests.reference.gate import Gate
 from tests.reference.guest import FROM_GUEST, PAGE, Channel, Guest, direct, in_band, srb, until
+from tests.reference.hanging import Gate
 
 SIZE = 1 << 20
 FLUSH = bytes([0x35]) + bytes(9)

@@ -1,7 +1,7 @@
 # The parent partition's data path of one VM: a native thread that serves every open channel of the VM, its worker's
 # answers and the pool's results. It spins for a bounded time when there is nothing, and then blocks on the doorbells.
-# It never runs the interpreter. Its owner changes what it serves under the loop's monitor, which the thread holds whenever
-# it works.
+# It never runs the interpreter. Its owner changes what it serves under the loop's monitor, which the thread holds
+# whenever it works.
 
 from libc.stdint cimport uint8_t, uint32_t
 

@@ -1,7 +1,7 @@
 # The storage VSP: the host's end of a storvsp controller (storvsp.md). A controller has a primary channel, on which it
 # negotiates, and perhaps sub-channels; each channel takes vstor packets from its ring, has the SCSI engine plan each
-# SRB and gives what needs the medium to the executor of the unit that was addressed; it completes what comes back. It does
-# no media access and no waiting of its own.
+# SRB and gives what needs the medium to the executor of the unit that was addressed; it completes what comes back. It
+# does no media access and no waiting of its own.
 #
 # One thread at a time may call these functions for one controller and its channels. Nothing of guest memory is read
 # twice.
