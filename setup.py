@@ -34,7 +34,7 @@ MODULES = {
         "vector",
     ],
     "scsi": ["inquiry", "media", "mode", "target"],
-    "storage": ["protocol", "vsp", "vsc"],
+    "storage": ["gate", "protocol", "vsp", "vsc"],
     "ide": ["dma", "identify", "command", "controller", "device", "driver", "pci"],
     "dispatch": ["emulated", "floor", "host", "load", "loop", "pool", "synthetic", "worker"],
 }
