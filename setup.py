@@ -10,7 +10,7 @@ from setuptools import Extension, setup
 MODULES = {
     "linux": ["cpu"],
     "memory": ["region"],
-    "metrics": ["counters", "histogram", "trace"],
+    "metrics": ["counters", "events", "histogram", "trace"],
     "vmbus": ["packet", "ring"],
     "disk": [
         "ops",

@@ -15,6 +15,7 @@ class Window(TypedDict):
     busy_percent: int
 
 def check_limits(max_iops: int = 0, max_bandwidth: int = 0, min_iops: int = 0, min_bandwidth: int = 0) -> None: ...
+
 @final
 class DiskGate:
     def __new__(cls, requests: int = 1024) -> Self: ...
