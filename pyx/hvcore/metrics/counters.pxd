@@ -22,9 +22,10 @@ cdef extern from *:
         uint64_t requests, hand_overs, ring_packets, port_accesses, intercepts, bytes_copied, doorbells, blocking_waits;
         uint64_t media_accesses, errors, read_operations, write_operations, read_bytes, write_bytes, io_units;
         uint64_t queue_length;
-        uint64_t flushes, unmaps, throttled, throttle_wait_ns, latency_ns, latency_samples, latency_max_ns, interrupts;
+        uint64_t flushes, unmaps, throttled, throttle_wait_ns, latency_ns, latency_samples, latency_max_ns;
+        uint64_t interrupts_received, interrupts_sent, reserved[7];
     } hv_counters;
-    _Static_assert(sizeof(hv_counters) == 192, "counters: three cache lines");
+    _Static_assert(sizeof(hv_counters) == 256, "counters: four cache lines");
     _Static_assert(offsetof(hv_counters, media_accesses) == 64, "counters: the second line");
     _Static_assert(offsetof(hv_counters, flushes) == 128, "counters: the third line");
     static inline int hv_counters_unlikely(int condition) { return __builtin_expect(condition, 0); }
@@ -60,7 +61,8 @@ cdef extern from *:
         uint64_t latency_ns          # sum over the samples, from the end of such a wait to the completion
         uint64_t latency_samples
         uint64_t latency_max_ns      # greatest sample
-        uint64_t interrupts          # the guest's event flag found set
+        uint64_t interrupts_received # the guest's event flag was found set
+        uint64_t interrupts_sent     # doorbells for the guest, of all doorbells
     # Context switches of the calling thread since it began: it gave the CPU up, or it was taken away.
     void thread_switches "hv_thread_switches"(uint64_t *voluntary, uint64_t *involuntary) noexcept nogil
     int counters_unlikely "hv_counters_unlikely"(int condition) noexcept nogil
@@ -104,7 +106,7 @@ cdef inline uint64_t io_units(uint64_t bytes) noexcept nogil:
 
 
 cdef inline void counters_io(Counters *counters, int kind, uint64_t bytes) noexcept nogil:
-    """A request of the medium was completed well."""
+    """A request of the medium was completed well. bytes: what counts as its size, nothing for a flush or an unmap."""
     count64(&counters.io_units, io_units(bytes))
     if kind == IO_READ:
         count64(&counters.read_operations, 1)

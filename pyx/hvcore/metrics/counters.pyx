@@ -9,7 +9,7 @@ COUNTERS_BYTES = sizeof(Counters)
 NAMES = ("requests", "hand_overs", "ring_packets", "port_accesses", "intercepts", "bytes_copied", "doorbells",
          "blocking_waits", "media_accesses", "errors", "read_operations", "write_operations", "read_bytes",
          "write_bytes", "io_units", "queue_length", "flushes", "unmaps", "throttled", "throttle_wait_ns", "latency_ns",
-         "latency_samples", "latency_max_ns", "interrupts")
+         "latency_samples", "latency_max_ns", "interrupts_received", "interrupts_sent")
 KINDS = {"other": IO_OTHER, "read": IO_READ, "write": IO_WRITE, "flush": IO_FLUSH, "unmap": IO_UNMAP}
 
 
