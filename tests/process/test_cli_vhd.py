@@ -1,5 +1,7 @@
 """hvcore vhd as a process, on real images: what is made, found, mended and changed, and how the command ends."""
 
+import contextlib
+import io
 import json
 import os
 import pty
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hvcore import vhd
+from hvcore.cli import main
 
 MIB = 1 << 20
 SIZE = 16 * MIB
@@ -42,15 +45,22 @@ def hvcore(tmp_path):
 
 
 @pytest.fixture
-def done(hvcore):
-    """Runs a command that must succeed without a word on stderr, and returns what its JSON says."""
+def done(tmp_path, monkeypatch):
+    """Runs a command that must succeed without a word on stderr, and returns what its JSON says. In this process: each
+    command as a process of its own is run by `hvcore` and by the tests of the pages (test_vhd_docs.py)."""
+    monkeypatch.chdir(tmp_path)
+    signals = signal.getsignal(signal.SIGTERM)
 
     def run(*arguments):
-        result = hvcore(*arguments, "--json")
-        assert (result.returncode, result.stderr) == (0, "")
-        return json.loads(result.stdout)
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+            code = main(["vhd", *arguments, "--json"])
+        said, complained = (stream.buffer.getvalue().decode() for stream in streams if not stream.flush())
+        assert (code, complained) == (0, "")
+        return json.loads(said)
 
-    return run
+    yield run
+    signal.signal(signal.SIGTERM, signals)
 
 
 def pattern(size):
