@@ -141,8 +141,16 @@ class Content:
     def punch(self, offset: int, length: int) -> None:
         """The part inside the file reads as zeros."""
         length = min(length, self.size - offset)
-        if length > 0:
+        if length <= 0:
+            return
+        whole = range(-(-offset // PAGE), (offset + length) // PAGE)
+        if len(whole) < 3:
             self.write(offset, bytes(length))
+            return
+        self.write(offset, bytes(whole.start * PAGE - offset))
+        for number in whole if len(whole) < len(self.pages) else [page for page in self.pages if page in whole]:
+            self.pages.pop(number, None)
+        self.write(whole.stop * PAGE, bytes(offset + length - whole.stop * PAGE))
 
     def resize(self, size: int) -> None:
         if size < self.size:
