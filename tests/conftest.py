@@ -130,8 +130,8 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module", autouse=True)
 def small_collections() -> None:
-    """What is alive before a module's tests stays out of their garbage collections: thousands of collected tests and their
-    reports would make each one slow, and some tests ask for one after every step."""
+    """What is alive before a module's tests stays out of their garbage collections: thousands of collected tests and
+    their reports would make each one slow, and some tests ask for one after every step."""
     gc.collect()
     gc.freeze()
 
