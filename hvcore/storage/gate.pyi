@@ -1,18 +1,10 @@
-from typing import Literal, Self, TypedDict, final
+from typing import Literal, Self, final
 
 BURST_NS: int
 WINDOW_NS: int
 BUSY_PERCENT: int
 MET_PERCENT: int
 LIMIT_MAX: int
-
-class Window(TypedDict):
-    wanted_iops: int
-    got_iops: int
-    wanted_bandwidth: int
-    got_bandwidth: int
-    duration_ns: int
-    busy_percent: int
 
 def check_limits(max_iops: int = 0, max_bandwidth: int = 0, min_iops: int = 0, min_bandwidth: int = 0) -> None: ...
 
@@ -27,7 +19,7 @@ class DiskGate:
     def next(self, now_ns: int) -> tuple[int | None, int]: ...
     def leave(self, number: int, now_ns: int, done: bool = True) -> None: ...
     def remove(self, number: int, now_ns: int) -> bool: ...
-    def window(self, now_ns: int) -> tuple[Literal["quiet", "missed", "met"], Window]: ...
+    def window(self, now_ns: int) -> tuple[Literal["quiet", "missed", "met"], dict[str, int]]: ...
     @property
     def window_due(self) -> int | None: ...
     def urgent(self, now_ns: int) -> bool: ...

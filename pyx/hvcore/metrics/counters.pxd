@@ -61,7 +61,7 @@ cdef extern from *:
         uint64_t latency_ns          # sum over the samples, from the end of such a wait to the completion
         uint64_t latency_samples
         uint64_t latency_max_ns      # greatest sample
-        uint64_t interrupts_received # the guest's event flag was found set
+        uint64_t interrupts_received  # the guest's event flag was found set
         uint64_t interrupts_sent     # doorbells for the guest, of all doorbells
     # Context switches of the calling thread since it began: it gave the CPU up, or it was taken away.
     void thread_switches "hv_thread_switches"(uint64_t *voluntary, uint64_t *involuntary) noexcept nogil
