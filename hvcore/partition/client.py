@@ -209,6 +209,16 @@ class VirtualMachine:
         """One disk less, also under a guest, which is told; requests that are under way end first."""
         self.host.call("remove_disk", vm=self.name, disk=number)
 
+    def set_qos(self, number: int, **limits: int) -> dict[str, int]:
+        """Sets limits of a disk, in force at once: max_iops, min_iops (operations of 8 KiB per second), max_bandwidth,
+        min_bandwidth (bytes per second); 0 takes one away, those not named stay. All four as they are then."""
+        found: dict[str, int] = self.host.call("set_qos", vm=self.name, disk=number, limits=limits)
+        return found
+
+    def report_slow(self, seconds: float) -> None:
+        """Requests that take so long, or wait so long for a limit, become events of the host; 0: none (the default)."""
+        self.host.call("report_slow", vm=self.name, nanoseconds=int(seconds * 1e9))
+
     def resize_disk(self, number: int, size: str | int) -> None:
         """Gives a disk and its image another size (bytes, or text like "4G"), also under a guest, which is told."""
         self.host.call("resize_disk", vm=self.name, disk=number, size=parse_size(size))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from hvcore.sizes import parse_size
+from hvcore.storage.gate import check_limits
 
 PATHS = ("synthetic", "emulated", "accelerated")
 IDE_MODES = ("dma", "pio", "pio-string", "pio-multiple")
@@ -14,6 +15,7 @@ IDE_DRIVES = 4
 CONTROLLERS_MAX = 4
 LUNS = 64  # of one SCSI controller
 SUB_CHANNELS_MAX = 15
+LIMITS = ("max_iops", "max_bandwidth", "min_iops", "min_bandwidth")
 DISKS_MAX = CONTROLLERS_MAX * LUNS
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -26,7 +28,8 @@ class DiskConfig:
     over a storvsp channel of its own). format: "raw", "vhd", "vhdx", or None to recognise VHD and VHDX by content.
     ide_mode: how the emulated path moves data. sector_size: 512 or 4096, for raw images only. controller, lun: place
     of a synthetic disk; lun None takes the lowest that is free. shared: other VMs of the host may use the same image,
-    whose disks all say so.
+    whose disks all say so. min_iops ... max_bandwidth: limits, in operations of 8 KiB and in bytes per second, 0 for
+    none (docs/qos-and-counters.md).
     """
 
     image: str
@@ -38,6 +41,10 @@ class DiskConfig:
     controller: int = 0
     lun: int | None = None
     shared: bool = False
+    min_iops: int = 0
+    max_iops: int = 0
+    min_bandwidth: int = 0
+    max_bandwidth: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.image, str):
@@ -58,8 +65,13 @@ class DiskConfig:
                 raise ValueError(f"a disk's {name} is a number from 0 to {most - 1}, not {number!r}")
         if self.path != "synthetic" and (self.controller or self.lun is not None):
             raise ValueError(f"{self.image}: only a synthetic disk has a controller and a LUN to choose")
+        check_limits(**self.limits)
         if self.sector_size == 4096 and self.path != "synthetic":
             raise ValueError(f"{self.image}: an IDE disk has sectors of 512 bytes, not 4096")
+
+    @property
+    def limits(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in LIMITS}
 
 
 @dataclass(frozen=True)

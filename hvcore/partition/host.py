@@ -84,6 +84,8 @@ class HostProcess:
             "list": lambda: [vm.describe() for vm in self._vms.values()],
             "add_disk": lambda vm, disk: self._vm(vm).add_disk(disk_from_json(disk)),
             "remove_disk": lambda vm, disk: self._vm(vm).remove_disk(disk),
+            "set_qos": lambda vm, disk, limits: self._vm(vm).set_qos(disk, limits),
+            "report_slow": lambda vm, nanoseconds: self._vm(vm).report_slow(nanoseconds),
             "resize_disk": lambda vm, disk, size: self._vm(vm).resize_disk(disk, size),
             "move_disk": lambda vm, disk, path: self._vm(vm).move_disk(disk, path),
             "checkpoint": lambda vm, disk, image: self._vm(vm).checkpoint(disk, image),
@@ -173,6 +175,8 @@ class HostProcess:
     def _events_since(self, after: int = 0) -> list[dict[str, Any]]:
         if not isinstance(after, int):
             raise ValueError("after is the number of an event")
+        for vm in self._vms.values():
+            vm.report_events()
         return [event for event in self._events if event["number"] > after]
 
     def _version(self) -> dict[str, Any]:

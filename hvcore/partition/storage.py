@@ -3,6 +3,7 @@
 import struct
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from hvcore.dispatch.host import Dispatch
@@ -123,6 +124,9 @@ class Storage:
             raise ValueError(f"{self._vm_name} has no disk {number!r}")
         return found
 
+    def by_index(self, index: int) -> VirtualDisk | None:
+        return next((disk for disk in self if disk.index & 0xFF == index), None)
+
     @property
     def drives(self) -> list[Drive]:
         """What the worker emulates."""
@@ -163,6 +167,8 @@ class Storage:
         disk.controller, disk.lun = controller, lun
         controller.units[lun] = disk
         self.disks[number] = disk
+        if any(config.limits.values()):
+            self.dispatch.set_limits(index, **config.limits)
         self._next = max(self._next, number + 1)
         return disk
 
@@ -215,6 +221,10 @@ class Storage:
         if disk.place is not None:
             self.dispatch.remove_controller(disk.controller.number)
         self._release(disk.image)
+
+    def set_limits(self, disk: VirtualDisk, limits: dict[str, Any]) -> None:
+        disk.config = replace(disk.config, **limits)
+        self.dispatch.set_limits(disk.index, **disk.config.limits)
 
     def resize(self, disk: VirtualDisk, size: int) -> None:
         disk.image.info = resize(disk.image.disk, disk.image.info, size)

@@ -13,8 +13,9 @@ from hvcore.dispatch.pool import MediaPool
 from hvcore.errors import Error, HostError
 from hvcore.hypervisor.partition import ChildPartition, Hypervisor
 from hvcore.memory.region import Region
+from hvcore.metrics.events import EventReader
 from hvcore.metrics.trace import TraceReader, decode
-from hvcore.partition.config import DiskConfig, VmConfig
+from hvcore.partition.config import LIMITS, DiskConfig, VmConfig
 from hvcore.partition.emulator import Emulator
 from hvcore.partition.images import Images
 from hvcore.partition.loop import Loop
@@ -29,6 +30,7 @@ from hvcore.vmbus.server import VmbusServer
 from hvcore.vmbus.transport import Attachment, HostEndpoint
 
 TRACE_BYTES = 1 << 20
+LOG_BYTES = 1 << 16
 WORKER_TRACE = slice(4096, 65536)  # of the memory shared with a worker (pyx/hvcore/dispatch/handover.pxd)
 RESTARTS = 5  # of a worker within RESTART_SECONDS; then its disks fail until the next guest
 RESTART_SECONDS = 30.0
@@ -71,6 +73,9 @@ class Vm:
         self._broken = Watch(self.dispatch.broken_fd, self._worker_broke)
         self._sub_channels = Watch(self.dispatch.sub_channel_fd, self._offer_sub_channels)
         self._loop.add(self._sub_channels)
+        self._log = Region.create(LOG_BYTES, "hvcore-events")
+        self.dispatch.events(self._log)
+        self._log_reader = EventReader(self._log)
 
     # Disks.
 
@@ -105,6 +110,34 @@ class Vm:
             self.storage.add(disk.config, number)
             raise
         return moved.describe()
+
+    def set_qos(self, number: int, limits: dict[str, int]) -> dict[str, Any]:
+        """Sets limits of a disk while it runs; those not named stay as they are."""
+        disk = self.storage.find(number)
+        if not isinstance(limits, dict) or set(limits) - set(LIMITS):
+            raise ValueError(f"a disk's limits are {', '.join(LIMITS)}, not {limits!r}")
+        self.storage.set_limits(disk, limits)
+        return disk.config.limits
+
+    def report_slow(self, nanoseconds: int) -> None:
+        """Requests that take so long are events from now on; 0: none."""
+        if type(nanoseconds) is not int or not 0 <= nanoseconds < 1 << 62:
+            raise ValueError(f"a threshold is a number of nanoseconds, not {nanoseconds!r}")
+        self._log_reader.slow_ns = nanoseconds
+
+    def report_events(self) -> None:
+        """Hands on what the data path has to tell (docs/qos-and-counters.md)."""
+        offset = time.time_ns() - time.monotonic_ns()
+        for event in self._log_reader.collect():
+            details = {name: value for name, value in event.items() if name not in ("kind", "vm", "disk", "time_ns")}
+            found = self.storage.by_index(event["disk"])
+            self._note(
+                event["kind"],
+                vm=self.config.name,
+                disk=found.number if found is not None else None,
+                happened=(event["time_ns"] + offset) / 1e9,
+                **details,
+            )
 
     def resize_disk(self, number: int, size: int) -> dict[str, Any]:
         """Gives a disk and its image another size; a guest hears of it (storvsp.md 8.2: unit attention, rescan)."""
@@ -174,6 +207,7 @@ class Vm:
         self.stop()
         self._trace_readers.clear()
         self._loop.remove(self._sub_channels)
+        self.report_events()
         self.storage.close()
 
     # The worker.

@@ -14,22 +14,24 @@ from hvcore.dispatch.emulated cimport (
 from hvcore.dispatch.handover cimport HANDOVER_BYTES, HandOver
 from hvcore.dispatch.loop cimport (
     CHANNELS_MAX, HostChannel, HostController, HostDisk, HostLoop, loop_drain, loop_lock, loop_publish, loop_thread,
-    loop_unlock)
+    loop_forget_gate, loop_gate, loop_unlock)
 from hvcore.dispatch.pool cimport MediaPool, pool_leave, pool_source
 from hvcore.dispatch.synthetic cimport MediaJob, synthetic_execute
 from hvcore.linux.atomics cimport load_relaxed64, store_release32
 from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.cpu cimport spin_budget
 from hvcore.linux.spin cimport SPIN_MAX_NS
-from hvcore.linux.syscalls cimport eventfd_ring, iovec
+from hvcore.linux.syscalls cimport eventfd_ring, iovec, timer_new
 from hvcore.linux.threads cimport monitor_destroy, monitor_init, thread_join, thread_start
 from hvcore.memory.region cimport Region
-from hvcore.metrics.counters cimport Counters
+from hvcore.metrics.counters cimport counters_dict
+from hvcore.metrics.events cimport EventLog, events_create, events_off
 from hvcore.metrics.trace cimport TraceRing, trace_create, trace_off
 from hvcore.scsi.target cimport Target
+from hvcore.storage.gate cimport GATE_NEVER, GateLimits, gate_init, gate_set
 from hvcore.storage.vsp cimport (
     VSP_LUNS, VSP_NOTICE_ENUMERATE, VSP_NOTICE_REMOVE, VSP_PACKET_MAX, VSP_UNIT_LEAST, Vsp, VspController, VspRequest,
-    VspUnit, vsp_open, vsp_reset, vsp_set_unit)
+    VspUnit, vsp_drop_waiting, vsp_open, vsp_reset, vsp_set_unit)
 from hvcore.vmbus.abi cimport PAGE_SIZE, RingControl
 from hvcore.vmbus.events cimport EventPage
 from hvcore.vmbus.ring cimport RING_HOST, ring_open_reader, ring_open_writer
@@ -71,6 +73,7 @@ cdef class Dispatch:
     cdef Region event_region
     cdef Region worker_region
     cdef Region trace_region
+    cdef Region event_log_region
     cdef int guest_bell
     cdef readonly int worker_bell
     cdef readonly int sub_channel_fd
@@ -79,7 +82,7 @@ cdef class Dispatch:
 
     def __cinit__(self, MediaPool pool not None):
         self.pool = pool
-        self.loop.epoll = self.loop.broken_bell = self.loop.control_bell = -1
+        self.loop.epoll = self.loop.broken_bell = self.loop.control_bell = self.loop.timer = -1
         self.guest_bell = self.worker_bell = self.home_bell = self.sub_channel_fd = -1
 
     def __init__(self, MediaPool pool not None):
@@ -90,10 +93,15 @@ cdef class Dispatch:
         self.worker_bell, self.loop.broken_bell = os.eventfd(0, flags), os.eventfd(0, flags)
         self.sub_channel_fd = os.eventfd(0, flags)
         self.loop.home.doorbell = self.home_bell
+        self.loop.timer = timer_new()
+        if self.loop.timer < 0:
+            raise OSError(-self.loop.timer, os.strerror(-self.loop.timer))
+        self.loop.gate_due_ns = GATE_NEVER
+        events_off(&self.loop.log)
         self.epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
         self.loop.epoll = self.epoll.fileno()
         # Edge-triggered, and none is ever read: a counter and flags that a peer holds cannot block this thread.
-        for fd in (self.home_bell, self.loop.control_bell, self.worker_bell):
+        for fd in (self.home_bell, self.loop.control_bell, self.worker_bell, self.loop.timer):
             self.epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         trace_off(&self.loop.trace)
         self.loop.spinner.budget = spin_budget()
@@ -138,6 +146,7 @@ cdef class Dispatch:
         disk.unit.counters = &disk.counters
         disk.unit.trace_base = vm << 48 | <uint64_t> (index & 0xff) << 40
         disk.unit.limit = <uint32_t> -1
+        gate_init(&disk.unit.gate, &disk.counters)
         if path == "synthetic":
             disk.unit.execute = synthetic_execute
             disk.unit.context = &disk.media
@@ -164,10 +173,26 @@ cdef class Dispatch:
                 if self.controllers[controller] != NULL and self.controllers[controller].vsp.units[lun] == &disk.unit:
                     raise ValueError(f"disk {index} is at controller {controller}, LUN {lun}")
         with nogil:
+            loop_lock(&self.loop)
+            loop_forget_gate(&self.loop, disk)
+            loop_unlock(&self.loop)
             pool_leave(&self.pool.pool, &disk.media.source)
         free(disk)
         self.disks[index] = NULL
         del self.targets[index]
+
+    def set_limits(self, int index, uint64_t max_iops, uint64_t max_bandwidth, uint64_t min_iops,
+                   uint64_t min_bandwidth):
+        """Limits of a disk, in force at once: normalised operations of 8 KiB and bytes, per second; 0 for none."""
+        cdef HostDisk *disk = self.disk(index)
+        cdef GateLimits limits
+        limits.max_iops, limits.max_bandwidth = max_iops, max_bandwidth
+        limits.min_iops, limits.min_bandwidth = min_iops, min_bandwidth
+        with nogil:
+            loop_lock(&self.loop)
+            gate_set(&disk.unit.gate, &limits, clock_ns())
+            loop_gate(&self.loop, disk)
+            loop_unlock(&self.loop)
 
     cdef HostDisk *disk(self, int index) except NULL:
         if not 0 <= index < DISKS_MAX or self.disks[index] == NULL:
@@ -201,6 +226,7 @@ cdef class Dispatch:
         controller.depth = depth
         controller.vsp.counters = &controller.counters
         controller.vsp.trace = &self.loop.trace
+        controller.vsp.log = &self.loop.log
         controller.vsp.iov_max = max_transfer // PAGE_SIZE + 1
         controller.vsp.max_transfer = max_transfer
         controller.vsp.max_version = max_version
@@ -256,6 +282,7 @@ cdef class Dispatch:
             loop_lock(&self.loop)
             vsp_set_unit(&controller.vsp, lun, NULL)
             self.share(controller)
+            vsp_drop_waiting(unit, NULL)
             emulated_drop(&self.loop.emulated, NULL, unit)
             loop_publish(&self.loop)
             loop_unlock(&self.loop)
@@ -405,6 +432,9 @@ cdef class Dispatch:
             if sub == 0 and channel.vsp.open:
                 vsp_reset(&controller.vsp)
             channel.vsp.open = False         # takes nothing and answers nothing from here on
+            for i in range(DISKS_MAX):       # also what waits for disks that are detached by now
+                if self.disks[i] != NULL and self.disks[i].unit.gate.waiting:
+                    vsp_drop_waiting(&self.disks[i].unit, &channel.vsp)
             emulated_drop(&self.loop.emulated, &channel.vsp, NULL)
             loop_drain(&self.loop, &channel.vsp.in_flight, deadline)
             drained = channel.vsp.in_flight == 0
@@ -453,17 +483,7 @@ cdef class Dispatch:
 
     def counters(self, int index):
         """A disk's counters since it was added, as a dict."""
-        cdef Counters *counters = &self.disk(index).counters
-        return {
-            "requests": load_relaxed64(&counters.requests),
-            "hand_overs": load_relaxed64(&counters.hand_overs),
-            "ring_packets": load_relaxed64(&counters.ring_packets),
-            "port_accesses": load_relaxed64(&counters.port_accesses),
-            "intercepts": load_relaxed64(&counters.intercepts),
-            "bytes_copied": load_relaxed64(&counters.bytes_copied),
-            "doorbells": load_relaxed64(&counters.doorbells),
-            "media_accesses": load_relaxed64(&counters.media_accesses),
-            "errors": load_relaxed64(&counters.errors),
+        return counters_dict(&self.disk(index).counters) | {
             "blocking_waits": load_relaxed64(&self.loop.counters.blocking_waits),
         }
 
@@ -478,6 +498,17 @@ cdef class Dispatch:
             "fault": (FAULTS[channel.vsp.fault] or None) if channel != NULL else None,
             "in_flight": channel.vsp.in_flight if channel != NULL else 0,
         }
+
+    def events(self, Region region not None):
+        """Tells slow and failed requests and missed minima in an event log (hvcore.metrics.events) in `region`."""
+        cdef EventLog log
+        if events_create(&log, region.base, region.size) < 0:
+            raise ValueError("the memory is too small for an event log")
+        with nogil:
+            loop_lock(&self.loop)
+            self.loop.log = log
+            loop_unlock(&self.loop)
+        self.event_log_region = region
 
     def trace(self, Region region not None):
         """Stamps requests into a trace ring (hvcore.metrics.trace) that fills `region`; the ring is off at first."""
@@ -511,9 +542,10 @@ cdef class Dispatch:
             self.epoll.close()
             self.epoll = None
         for fd in (self.home_bell, self.loop.control_bell, self.worker_bell, self.loop.broken_bell,
-                   self.sub_channel_fd):
+                   self.sub_channel_fd, self.loop.timer):
             if fd >= 0:
                 os.close(fd)
+        self.loop.timer = -1
         self.home_bell = self.loop.control_bell = self.worker_bell = self.loop.broken_bell = self.sub_channel_fd = -1
 
     cdef void release(self) noexcept:
@@ -548,7 +580,7 @@ cdef class Dispatch:
                     pool_leave(&self.pool.pool, &self.disks[i].media.source)
         self.release()
         for fd in (self.guest_bell, self.home_bell, self.loop.control_bell, self.worker_bell, self.loop.broken_bell,
-                   self.sub_channel_fd):
+                   self.sub_channel_fd, self.loop.timer):
             if fd >= 0:
                 close(fd)
 

@@ -8,9 +8,12 @@ from hvcore.linux.atomics cimport (
     count64, cpu_relax, exchange32, fetch_add32, load_acquire32, load_relaxed32, store_relaxed32)
 from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.spin cimport spin_begin, spin_end, spin_learn, spin_yield
-from hvcore.linux.syscalls cimport eventfd_ring, futex_wait, futex_wake
+from hvcore.linux.syscalls cimport eventfd_ring, futex_wait, futex_wake, timer_at
 from hvcore.linux.threads cimport monitor_lock, monitor_unlock, monitor_wait, monitor_wake
-from hvcore.storage.vsp cimport vsp_mask, vsp_notify, vsp_poll, vsp_publish, vsp_ready, vsp_unmask
+from hvcore.metrics.events cimport events_minimum
+from hvcore.storage.gate cimport (
+    GATE_MISSED, GATE_NEVER, GATE_QUIET, GateItem, GateWindow, gate_next, gate_urgent, gate_window, gate_window_due)
+from hvcore.storage.vsp cimport VspRequest, vsp_go, vsp_mask, vsp_notify, vsp_poll, vsp_publish, vsp_ready, vsp_unmask
 from hvcore.vmbus.events cimport event_host_clear, event_host_pending, event_host_sleeps, event_host_wakes
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -29,6 +32,8 @@ cdef int loop_pass(HostLoop *loop) noexcept nogil:
         jobs = job.next          # before done(): it may submit the job again
         job.done(job)
         work += 1
+    if loop.gated_count:
+        work += loop_gates(loop)
     work += emulated_poll(&loop.emulated)
     for i in range(loop.channel_count):
         work += vsp_poll(&loop.channels[i].vsp)
@@ -40,6 +45,64 @@ cdef int loop_pass(HostLoop *loop) noexcept nogil:
             loop.emulated.broken = False
             eventfd_ring(loop.broken_bell)
     return work
+
+
+cdef int loop_gates(HostLoop *loop) noexcept nogil:
+    """Lets go what may go by now, and measures minima; how much there was. Sets when to look again."""
+    cdef uint64_t now = clock_ns(), wait, due
+    cdef int i = 0, work = 0
+    cdef HostDisk *disk
+    cdef GateItem *item
+    cdef GateWindow window
+    loop.gate_due_ns = GATE_NEVER
+    while i < loop.gated_count:
+        disk = loop.gated[i]
+        item = gate_next(&disk.unit.gate, now, &wait)
+        while item != NULL:
+            vsp_go(<VspRequest *> item)
+            work += 1
+            item = gate_next(&disk.unit.gate, now, &wait)
+        if wait and now + wait < loop.gate_due_ns:
+            loop.gate_due_ns = now + wait
+        due = gate_window_due(&disk.unit.gate)
+        if due <= now:
+            loop_window(loop, disk, gate_window(&disk.unit.gate, now, &window), now, &window)
+            due = gate_window_due(&disk.unit.gate)
+        if due < loop.gate_due_ns:
+            loop.gate_due_ns = due
+        store_relaxed32(&disk.media.source.urgent, gate_urgent(&disk.unit.gate, now))
+        if disk.unit.gate.limited or disk.unit.gate.waiting:
+            i += 1
+        else:
+            loop_forget_gate(loop, disk)
+    return work
+
+
+cdef void loop_window(HostLoop *loop, HostDisk *disk, int news, uint64_t now, const GateWindow *window) noexcept nogil:
+    if news != GATE_QUIET:
+        events_minimum(&loop.log, news == GATE_MISSED, now, disk.unit.trace_base, window.wanted_iops, window.got_iops,
+                       window.wanted_bandwidth, window.got_bandwidth, window.busy_percent)
+
+
+cdef void loop_gate(HostLoop *loop, HostDisk *disk) noexcept nogil:
+    cdef int i
+    for i in range(loop.gated_count):
+        if loop.gated[i] == disk:
+            return
+    loop.gated[loop.gated_count] = disk
+    loop.gated_count += 1
+
+
+cdef void loop_forget_gate(HostLoop *loop, HostDisk *disk) noexcept nogil:
+    cdef int i
+    for i in range(loop.gated_count):
+        if loop.gated[i] == disk:
+            loop.gated_count -= 1
+            loop.gated[i] = loop.gated[loop.gated_count]
+            store_relaxed32(&disk.media.source.urgent, 0)
+            if loop.gated_count == 0:
+                loop.gate_due_ns = GATE_NEVER
+            return
 
 
 cdef void loop_publish(HostLoop *loop) noexcept nogil:
@@ -62,7 +125,7 @@ cdef bint loop_ready(HostLoop *loop) noexcept nogil:
 
 cdef bint loop_spin(HostLoop *loop) noexcept nogil:
     """Waits awake for a bounded time; whether there is something to do. The rings' masks stay set: nobody signals."""
-    cdef uint64_t end
+    cdef uint64_t end, now
     cdef int _i
     cdef bint ready = False
     if not spin_begin(&loop.spinner):
@@ -74,7 +137,10 @@ cdef bint loop_spin(HostLoop *loop) noexcept nogil:
                 ready = True
                 break
             cpu_relax()
-        if ready or clock_ns() >= end:
+        now = clock_ns()
+        if now >= loop.gate_due_ns:
+            ready = True
+        if ready or now >= end:
             break
         if emulated_idle(&loop.emulated):    # else the CPU is better kept for the worker's answer than given to a guest
             spin_yield()
@@ -114,6 +180,8 @@ cdef void loop_woken(HostLoop *loop) noexcept nogil:
         store_relaxed32(&loop.emulated.shared.host_sleep, 0)
     if loop.events != NULL:
         event_host_wakes(loop.events)
+        if event_host_pending(loop.events):
+            count64(&loop.counters.interrupts_received, 1)
         event_host_clear(loop.events)        # flags before rings (EV-1)
     loop_mask(loop)
 
@@ -136,6 +204,8 @@ cdef void *loop_thread(void *argument) noexcept nogil:
             continue
         if loop_pass(loop) or loop_spin(loop) or not loop_prepare_sleep(loop):
             continue
+        if loop.gate_due_ns != GATE_NEVER:
+            timer_at(loop.timer, loop.gate_due_ns)
         count64(&loop.counters.blocking_waits, 1)
         slept = clock_ns()
         monitor_unlock(&loop.monitor)

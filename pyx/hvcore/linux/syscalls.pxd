@@ -13,6 +13,7 @@ cdef extern from *:
     #include <sys/epoll.h>
     #include <sys/mman.h>
     #include <sys/syscall.h>
+    #include <sys/timerfd.h>
     #include <sys/uio.h>
     #include <time.h>
     #include <unistd.h>
@@ -45,6 +46,15 @@ cdef extern from *:
         uint64_t one = 1;
         return write(fd, &one, sizeof one) < 0 ? -errno : 0;
     }
+    /* A timer that is never read: each timer_at makes it unreadable until its time (CLOCK_MONOTONIC ns) has come. */
+    static inline int hv_timer_new(void) {
+        int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+        return fd < 0 ? -errno : fd;
+    }
+    static inline int hv_timer_at(int fd, uint64_t ns) {
+        struct itimerspec when = { .it_value = { (time_t) (ns / 1000000000), (long) (ns % 1000000000) } };
+        return timerfd_settime(fd, TFD_TIMER_ABSTIME, &when, NULL) < 0 ? -errno : 0;
+    }
     #endif
     """
     ctypedef struct iovec "struct iovec":
@@ -58,3 +68,5 @@ cdef extern from *:
     int64_t pwritev2 "hv_pwritev2"(int fd, const iovec *iov, int count, uint64_t offset, int flags) noexcept nogil
     int fdatasync "hv_fdatasync"(int fd) noexcept nogil
     int eventfd_ring "hv_eventfd_ring"(int fd) noexcept nogil
+    int timer_new "hv_timer_new"() noexcept nogil
+    int timer_at "hv_timer_at"(int fd, uint64_t ns) noexcept nogil

@@ -10,9 +10,11 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from hvcore.linux.syscalls cimport iovec
 from hvcore.memory.guest cimport GuestMemory
-from hvcore.metrics.counters cimport Counters
+from hvcore.metrics.counters cimport Counters, LatencyStamp, Sampler
+from hvcore.metrics.events cimport EventLog
 from hvcore.metrics.trace cimport TraceRing
 from hvcore.scsi.target cimport ScsiPlan, ScsiUnit
+from hvcore.storage.gate cimport Gate, GateItem
 from hvcore.storage.protocol cimport VstorPacket
 from hvcore.vmbus.events cimport EventPage
 from hvcore.vmbus.ring cimport RingView
@@ -42,6 +44,7 @@ cdef enum VspFault:              # why a channel is dead (section 13); 0 = it is
     VSP_FAULT_OPERATION = 5
 
 ctypedef struct VspRequest:
+    GateItem item                # first: the gate's item is its request
     VspRequest *next             # in the free list, or in a list of the executor's
     void *owner                  # the Vsp
     void *executor_data          # the executor's own
@@ -50,6 +53,10 @@ ctypedef struct VspRequest:
     uint64_t trace_id
     uint32_t reply_length        # bytes of the completion's payload (storvsp.md 3.3)
     int status                   # DiskStatus, for an executor that finishes in another thread
+    int kind                     # IoKind of a request of the medium
+    uint32_t medium_bytes        # what it moves or covers there
+    uint64_t medium_offset
+    LatencyStamp stamp
     uint8_t *list                # copy of the parameter list, or an answer that comes later; NULL for none
     int iov_count
     iovec *iov                   # the guest's pages, after scsi_plan cut to the plan's length
@@ -65,6 +72,8 @@ ctypedef struct VspUnit:         # one LUN
     VspExecutor execute
     void *context                # the executor's
     Counters *counters
+    Gate gate
+    Sampler sampler
     uint64_t trace_base          # VM and disk, in the upper bits of each trace id
     uint64_t sequence
     uint32_t in_flight           # over all channels
@@ -80,6 +89,7 @@ ctypedef struct VspController:
     uint8_t luns[32]             # bitmap of units
     Counters *counters           # of what concerns no unit
     TraceRing *trace
+    EventLog *log                # of slow and failed requests
     uint32_t iov_max             # buffers of one request
     uint32_t max_transfer        # bytes
     uint32_t notices             # VspNotices to be sent when the guest is ready for them
@@ -132,5 +142,9 @@ cdef bint vsp_unmask(Vsp *vsp) noexcept nogil          # True: there is somethin
 cdef void vsp_reset(VspController *controller) noexcept nogil
 # Puts the unit at a LUN, or with NULL takes away what is there, and tells the guest when it can be told.
 cdef void vsp_set_unit(VspController *controller, uint32_t lun, VspUnit *unit) noexcept nogil
+# The request's turn has come (gate_next): it goes to its executor.
+cdef void vsp_go(VspRequest *request) noexcept nogil
+# Aborts what waits at the unit's gate: the requests of one channel, or (NULL) all.
+cdef void vsp_drop_waiting(VspUnit *unit, const Vsp *vsp) noexcept nogil
 # Sends the notices that are due, on the primary channel.
 cdef void vsp_notify(Vsp *vsp) noexcept nogil

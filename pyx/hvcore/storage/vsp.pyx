@@ -5,13 +5,18 @@ from libc.string cimport memcpy, memset
 
 from hvcore.disk.ops cimport DISK_OK
 from hvcore.linux.atomics cimport count64
+from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.syscalls cimport eventfd_ring
 from hvcore.memory.guest cimport pfn_pointer
-from hvcore.metrics.counters cimport Counters
+from hvcore.metrics.counters cimport (
+    IO_FLUSH, IO_OTHER, IO_READ, IO_UNMAP, IO_WRITE, Counters, counters_io, latency_begin, latency_end)
+from hvcore.metrics.events cimport (
+    EVENT_FAILED, EVENT_SLOW, EVENT_THROTTLED, Event, EventLog, events_slow, events_slow_ns, events_write)
 from hvcore.metrics.trace cimport trace_stamp
 from hvcore.scsi.target cimport (
-    SCSI_ANSWER, SCSI_DATA_MAX, SCSI_DONE, SCSI_PARAMETERS, ScsiPlan, scsi_absent, scsi_fail, scsi_finish,
-    scsi_parameters, scsi_plan, scsi_refuse, scsi_report_luns)
+    SCSI_ANSWER, SCSI_DATA_MAX, SCSI_DONE, SCSI_FLUSH, SCSI_PARAMETERS, SCSI_READ, SCSI_TRIM, SCSI_WRITE, ScsiPlan,
+    scsi_absent, scsi_fail, scsi_finish, scsi_parameters, scsi_plan, scsi_refuse, scsi_report_luns)
+from hvcore.storage.gate cimport GateItem, gate_done, gate_pass, gate_remove
 from hvcore.storage.hops cimport HOP_COMPLETED, HOP_RECEIVED
 from hvcore.storage.protocol cimport (
     NT_INVALID_DEVICE_STATE, NT_INVALID_PARAMETER, NT_REVISION_MISMATCH, NT_SUCCESS, VSTOR_BEGIN_INITIALIZATION,
@@ -149,6 +154,91 @@ cdef uint32_t vsp_gather(Vsp *vsp, VspRequest *request, uint8_t *buffer, uint32_
     return done
 
 
+cdef void vsp_start(VspUnit *unit, VspRequest *request) noexcept nogil:
+    """A request of the medium: to the executor, or to the queue of a disk that has had its share."""
+    cdef ScsiPlan *plan = &request.plan
+    request.kind = IO_OTHER
+    request.medium_offset = plan.offset
+    request.medium_bytes = plan.length
+    if plan.action == SCSI_READ:
+        request.kind = IO_READ
+    elif plan.action == SCSI_WRITE:
+        request.kind = IO_WRITE
+    elif plan.action == SCSI_FLUSH:
+        request.kind = IO_FLUSH
+        request.medium_bytes = 0
+    elif plan.action == SCSI_TRIM:
+        request.kind = IO_UNMAP
+        request.medium_bytes = 0
+    elif plan.action == VSP_IDENTIFY:
+        request.medium_bytes = 0
+    count64(&unit.counters.queue_length, 1)
+    if gate_pass(&unit.gate, &request.item, request.medium_bytes):
+        vsp_go(request)
+
+
+cdef void vsp_go(VspRequest *request) noexcept nogil:
+    cdef VspUnit *unit = request.unit
+    cdef EventLog *log = (<Vsp *> request.owner).controller.log
+    cdef uint64_t waited
+    if request.item.since_ns:                # it had to wait
+        waited = clock_ns() - request.item.since_ns
+        request.item.since_ns = 0
+        if events_slow(log, waited):
+            vsp_event(request, EVENT_THROTTLED, waited)
+    latency_begin(&request.stamp, &unit.sampler, events_slow_ns(log) != 0)
+    unit.execute(unit, request)
+
+
+cdef void vsp_event(VspRequest *request, uint32_t kind, uint64_t latency_ns) noexcept nogil:
+    cdef ScsiPlan *plan = &request.plan
+    cdef Event event
+    memset(&event, 0, sizeof(event))
+    event.kind = kind
+    event.time_ns = clock_ns()
+    event.trace_id = request.trace_id
+    event.transaction_id = request.transaction_id
+    event.lba = request.medium_offset // request.unit.scsi.disk.sector_size
+    event.length = request.medium_bytes
+    event.latency_ns = latency_ns
+    event.opcode = request.packet.u.scsi.payload[0]
+    if kind == EVENT_FAILED:
+        event.srb_status = plan.srb_status
+        event.scsi_status = plan.scsi_status
+        if plan.sense_length >= 14:
+            event.sense_key, event.asc, event.ascq = plan.sense[2] & 0x0F, plan.sense[12], plan.sense[13]
+    events_write((<Vsp *> request.owner).controller.log, &event)
+
+
+cdef inline void vsp_ended(VspRequest *request) noexcept nogil:
+    """A request of the medium is done; its plan holds the answer."""
+    cdef VspUnit *unit = request.unit
+    cdef EventLog *log = (<Vsp *> request.owner).controller.log
+    cdef bint good = request.plan.srb_status == 1
+    cdef uint64_t latency = latency_end(&request.stamp, unit.counters)
+    count64(&unit.counters.queue_length, <uint64_t> -1)
+    gate_done(&unit.gate, &request.item, good)
+    if good:
+        counters_io(unit.counters, request.kind, request.medium_bytes)
+        if events_slow(log, latency):
+            vsp_event(request, EVENT_SLOW, latency)
+    else:
+        vsp_event(request, EVENT_FAILED, latency)
+
+
+cdef void vsp_drop_waiting(VspUnit *unit, const Vsp *vsp) noexcept nogil:
+    cdef GateItem *item = unit.gate.head
+    cdef GateItem *next
+    cdef VspRequest *request
+    while item != NULL:
+        next = item.next
+        request = <VspRequest *> item
+        if vsp == NULL or request.owner == vsp:
+            gate_remove(&unit.gate, item, clock_ns())
+            vsp_abort(request)
+        item = next
+
+
 cdef void vsp_finish(VspRequest *request, int disk_status) noexcept nogil:
     cdef Vsp *vsp = <Vsp *> request.owner
     if request.plan.action != VSP_IDENTIFY:
@@ -158,11 +248,13 @@ cdef void vsp_finish(VspRequest *request, int disk_status) noexcept nogil:
     # An answer that was planned before, or that the medium gave.
     if request.plan.data_to_guest and vsp.open and vsp.fault == VSP_NO_FAULT:
         vsp_scatter(vsp, request)
+    vsp_ended(request)
     vsp_complete(request)
 
 
 cdef void vsp_abort(VspRequest *request) noexcept nogil:
     scsi_fail(&request.plan, 0x82, 0x0B, 0x0000)
+    vsp_ended(request)
     vsp_complete(request)
 
 
@@ -261,6 +353,8 @@ cdef int vsp_execute(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packe
     request.reply_length = vstor_reply_bytes(payload)
     request.iov_count = 0
     request.unit = NULL
+    request.item.since_ns = 0
+    request.stamp.since_ns = 0
     if direct and vsp_ranges(vsp, request, ring_packet, length, wanted, &buffer_length, &reachable) < 0:
         return vsp_fault(vsp, VSP_FAULT_RANGE)
     if controller.state != VSP_READY:        # no I/O, but the descriptor was validated (4.1)
@@ -315,7 +409,7 @@ cdef int vsp_execute(Vsp *vsp, uint64_t transaction_id, const VstorPacket *packe
             elif plan.action != SCSI_DONE:
                 vsp_cut(request, plan.buffer_length)
             if plan.action != SCSI_DONE:
-                unit.execute(unit, request)
+                vsp_start(unit, request)
                 return 0
         if plan.data_to_guest:
             vsp_scatter(vsp, request)
@@ -515,6 +609,7 @@ cdef void vsp_publish(Vsp *vsp) noexcept nogil:
             return
         if status and event_signal_guest(vsp.events, vsp.relid):
             count64(&vsp.counters.doorbells, 1)
+            count64(&vsp.counters.interrupts_sent, 1)
     if vsp.staged:
         vsp.staged = False
         status = ring_publish(&vsp.outgoing)
@@ -522,6 +617,7 @@ cdef void vsp_publish(Vsp *vsp) noexcept nogil:
             vsp_fault(vsp, VSP_FAULT_RING)
         elif status and event_signal_guest(vsp.events, vsp.relid):
             count64(&vsp.counters.doorbells, 1)
+            count64(&vsp.counters.interrupts_sent, 1)
 
 
 cdef bint vsp_ready(Vsp *vsp) noexcept nogil:
