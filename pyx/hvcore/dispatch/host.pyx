@@ -484,7 +484,9 @@ cdef class Dispatch:
     def counters(self, int index):
         """A disk's counters since it was added, as a dict."""
         return counters_dict(&self.disk(index).counters) | {
+            # Of the thread that serves all the VM's disks.
             "blocking_waits": load_relaxed64(&self.loop.counters.blocking_waits),
+            "interrupts_received": load_relaxed64(&self.loop.counters.interrupts_received),
         }
 
     def inspect(self, int index, int sub=0):
