@@ -31,6 +31,8 @@ MODULES = {
         "ram",
         "null",
         "switch",
+        "filter",
+        "python",
         "vector",
     ],
     "scsi": ["inquiry", "media", "mode", "target"],

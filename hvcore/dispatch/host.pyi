@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, final
 
+from hvcore.disk.ops import Backend
 from hvcore.dispatch.pool import MediaPool
 from hvcore.memory.region import Region
 from hvcore.scsi.target import Target
@@ -21,6 +22,7 @@ class Dispatch:
     def add_disk(
         self, target: Target, path: str, *, channel: int = 0, drive: int = 0, mode: int = 0, vm: int = 0
     ) -> int: ...
+    def exchange_disk(self, index: int, image: Backend) -> None: ...
     def remove_disk(self, index: int) -> None: ...
     def set_limits(self, index: int, max_iops: int, max_bandwidth: int, min_iops: int, min_bandwidth: int) -> None: ...
     def add_controller(

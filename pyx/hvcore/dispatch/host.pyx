@@ -9,6 +9,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
+from hvcore.disk.ops cimport Backend
 from hvcore.dispatch.emulated cimport (
     emulated_drop, emulated_execute, emulated_init, emulated_unavailable, emulated_worker, emulated_worker_lost)
 from hvcore.dispatch.handover cimport HANDOVER_BYTES, HandOver
@@ -17,7 +18,7 @@ from hvcore.dispatch.loop cimport (
     loop_forget_gate, loop_gate, loop_unlock)
 from hvcore.dispatch.pool cimport MediaPool, pool_leave, pool_source
 from hvcore.dispatch.synthetic cimport MediaJob, synthetic_execute
-from hvcore.linux.atomics cimport load_relaxed64, store_release32
+from hvcore.linux.atomics cimport load_relaxed64, store_release32, store_release64
 from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.cpu cimport spin_budget
 from hvcore.linux.spin cimport SPIN_MAX_NS
@@ -163,6 +164,14 @@ cdef class Dispatch:
         self.disks[index] = disk
         self.targets[index] = target
         return index
+
+    def exchange_disk(self, int index, Backend image not None):
+        """The disk goes on with another backend: see Target.exchange."""
+        cdef HostDisk *disk = self.disk(index)
+        cdef Target target = self.targets[index]
+        target.exchange(image)
+        if disk.emulated.disk != NULL:
+            store_release64(<uint64_t *> &disk.emulated.disk, <uint64_t> target.unit.disk)
 
     def remove_disk(self, int index):
         """Forgets a disk that is at no controller any more. Its image may be closed afterwards."""
@@ -574,12 +583,13 @@ cdef class Dispatch:
         # this memory, and waits for the pool, which does too.
         cdef int i, fd
         if self.running:
-            store_release32(&self.loop.stopping, 1)
-            eventfd_ring(self.loop.control_bell)
-            thread_join(self.loop.thread)
-            for i in range(DISKS_MAX):
-                if self.disks[i] != NULL:
-                    pool_leave(&self.pool.pool, &self.disks[i].media.source)
+            with nogil:                      # a thread of the pool may need the interpreter to end (disk/python.pyx)
+                store_release32(&self.loop.stopping, 1)
+                eventfd_ring(self.loop.control_bell)
+                thread_join(self.loop.thread)
+                for i in range(DISKS_MAX):
+                    if self.disks[i] != NULL:
+                        pool_leave(&self.pool.pool, &self.disks[i].media.source)
         self.release()
         for fd in (self.guest_bell, self.home_bell, self.loop.control_bell, self.worker_bell, self.loop.broken_bell,
                    self.sub_channel_fd, self.loop.timer):

@@ -88,3 +88,4 @@ cdef inline void scsi_attention(ScsiUnit *unit, uint32_t asc) noexcept nogil:
 cdef class Target:
     cdef ScsiUnit unit
     cdef readonly Backend image  # kept alive
+    cdef list before             # as those that were there before it: a request may still be with them

@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memset
 from hvcore.disk.ops cimport (
     DISK_CLOSED, DISK_NO_SPACE, DISK_NOWAIT, DISK_OK, DISK_RANGE, DISK_READ_ERROR, DISK_READ_ONLY, DISK_UNSUPPORTED,
     DISK_WOULD_BLOCK, DISK_WRITE_ERROR, Backend, DiskRef, disk_flush, disk_read, disk_write)
-from hvcore.linux.atomics cimport exchange32, load_relaxed32
+from hvcore.linux.atomics cimport exchange32, load_relaxed32, store_release64
 from hvcore.linux.syscalls cimport iovec
 from hvcore.scsi.cdb cimport *
 from hvcore.scsi.inquiry cimport (
@@ -628,6 +628,7 @@ cdef class Target:
         if not isinstance(image, Backend):
             raise TypeError(f"image must be a hvcore.disk backend, not {type(image).__name__}")
         self.image = image
+        self.before = [image]
         id = identity(image) if id is None else bytes(memoryview(id))
         if len(id) != 16:
             raise ValueError(f"id has 16 bytes, not {len(id)}")
@@ -643,6 +644,26 @@ cdef class Target:
         self.unit.max_transfer = max_transfer
         self.unit.strict_alloc = strict_alloc
         self.unit.discard = discard and self.image.ref.can_trim
+
+    def exchange(self, Backend image not None):
+        """Goes on with another backend of the same size and kind: a filter in front of the present one, or that one again.
+
+        Requests that begin afterwards are the new one's; those under way end with the old one, which has to stay open.
+        ValueError: it is closed, or another disk.
+        """
+        cdef DiskRef *old = self.unit.disk
+        cdef DiskRef *new = &image.ref
+        if new.ops == NULL:
+            raise ValueError("the disk is closed")
+        if (new.size_bytes != old.size_bytes or new.sector_size != old.sector_size or new.read_only != old.read_only
+                or new.can_trim != old.can_trim):
+            raise ValueError("the disk to go on with has another size, other sectors, or can do more or less")
+        if not any(each is image for each in self.before):
+            self.before.append(image)
+        # One word, and both disks stay good: a thread that reads it meanwhile has the one or the other. Release: whoever
+        # has the new one finds it whole.
+        store_release64(<uint64_t *> &self.unit.disk, <uint64_t> new)
+        self.image = image
 
     @property
     def id(self):
