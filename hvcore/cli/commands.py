@@ -137,12 +137,15 @@ def explain(
 @app.command()
 def serve(
     socket: Annotated[str, typer.Option(metavar="PATH", help="Control socket to listen on.")],
+    allow_python_disks: Annotated[
+        bool, typer.Option("--allow-python-disks", help="Run disks that are Python classes of a client.")
+    ] = False,
 ) -> None:
     """Run a host in the foreground until it is told to stop."""
     with reported():
         from hvcore.partition import daemon
 
-        daemon.serve(socket)
+        daemon.serve(socket, allow_python_disks=allow_python_disks)
 
 
 @app.command()

@@ -76,8 +76,8 @@ class Rule:
 
 
 def parse(rules: Any, size: int | None = None) -> list[Rule]:
-    """size: bytes of the disk, None where it is not known yet. ValueError: the first fault, with the rule's number (from
-    0) and its key."""
+    """size: bytes of the disk, None where it is not known yet. ValueError: the first fault, with the number of its rule
+    (from 0) and the key."""
     if not isinstance(rules, Sequence) or isinstance(rules, str | bytes):
         raise ValueError(f"rules are a list of dicts, not {rules!r}")
     if len(rules) > RULES_MAX:

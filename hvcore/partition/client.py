@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from subprocess import Popen
@@ -95,9 +95,14 @@ class Host:
         """Makes a VM and opens its images. memory: bytes, or text like "64M". controllers: SCSI controllers, at most 4;
         sub_channels: how many channels beside the first a guest may have on each. ValueError, HostError."""
         config = VmConfig.make(name, memory, disks, controllers, sub_channels)
-        self.call("create", config=config.to_json() | {"disks": [absolute(disk) for disk in config.disks]})
+        disks = [absolute(disk) for disk in config.disks]
+        self.call("create", config=config.to_json() | {"disks": disks}, **self._search(config.disks))
         self._vms[name] = VirtualMachine(self, name)
         return self._vms[name]
+
+    def _search(self, disks: Iterable[DiskConfig]) -> dict[str, Any]:
+        """A private host finds the classes that are disks as the caller does."""
+        return {"search": sys.path} if self._private and any(disk.format == "python" for disk in disks) else {}
 
     def vm(self, name: str) -> "VirtualMachine":
         """A VM that exists, by name."""
@@ -160,7 +165,7 @@ class Host:
 
 def absolute(disk: DiskConfig) -> dict[str, Any]:
     """For a host whose current directory is another one."""
-    return asdict(disk) | {"image": str(Path(disk.image).absolute())}
+    return asdict(disk) | ({} if disk.format == "python" else {"image": str(Path(disk.image).absolute())})
 
 
 class VirtualMachine:
@@ -202,7 +207,8 @@ class VirtualMachine:
     def add_disk(self, disk: DiskConfig | str | os.PathLike[str]) -> int:
         """One disk more, also under a guest, which is told; its number. An IDE disk is added to a stopped VM only."""
         config = disk if isinstance(disk, DiskConfig) else DiskConfig(os.fspath(disk))
-        number: int = self.host.call("add_disk", vm=self.name, disk=absolute(config))["number"]
+        search = self.host._search([config])
+        number: int = self.host.call("add_disk", vm=self.name, disk=absolute(config), **search)["number"]
         return number
 
     def remove_disk(self, number: int) -> None:
@@ -234,6 +240,18 @@ class VirtualMachine:
         HostError: it cannot be made, and the disk goes on as before; raw and read-only images have no checkpoints.
         """
         self.host.call("checkpoint", vm=self.name, disk=disk, image=str(Path(path).absolute()))
+
+    def inject(self, disk: int, rules: Iterable[Mapping[str, Any]]) -> None:
+        """Puts rules (hvcore.disk.rules) in front of disk number `disk` in place of those that are there, also while
+        requests run; none takes them away, and what they delay goes on. HostError names the rule and the key."""
+        self.host.call("inject", vm=self.name, disk=disk, rules=[dict(rule) for rule in rules])
+
+    def injected(self, disk: int) -> dict[str, Any]:
+        """What the rules did. "rules": each with the requests that it matched ("seen") and on which it acted ("acted");
+        "held": requests that are being delayed; "cut": whether a rule cut the power; "log": what rules with "log"
+        recorded since the last call, "lost": how many more (see FilterDisk.log)."""
+        found: dict[str, Any] = self.host.call("injected", vm=self.name, disk=disk)
+        return found
 
     def counters(self) -> dict[str, Any]:
         """Of each disk since the VM was made: see hvcore.metrics.counters."""

@@ -2,15 +2,17 @@
 
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from hvcore.disk.names import judge_class_name
+from hvcore.disk.rules import parse
 from hvcore.sizes import parse_size
 from hvcore.storage.gate import check_limits
 
 PATHS = ("synthetic", "emulated", "accelerated")
 IDE_MODES = ("dma", "pio", "pio-string", "pio-multiple")
-FORMATS = ("raw", "vhd", "vhdx")
+FORMATS = ("raw", "vhd", "vhdx", "python")
 IDE_DRIVES = 4
 CONTROLLERS_MAX = 4
 LUNS = 64  # of one SCSI controller
@@ -24,12 +26,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class DiskConfig:
     """One virtual disk of a VM.
 
-    image: a file. path: "synthetic" (storvsp), "emulated" (through the IDE emulator) or "accelerated" (an IDE disk
-    over a storvsp channel of its own). format: "raw", "vhd", "vhdx", or None to recognise VHD and VHDX by content.
-    ide_mode: how the emulated path moves data. sector_size: 512 or 4096, for raw images only. controller, lun: place
-    of a synthetic disk; lun None takes the lowest that is free. shared: other VMs of the host may use the same image,
-    whose disks all say so. min_iops ... max_bandwidth: limits, in operations of 8 KiB and in bytes per second, 0 for
-    none (docs/qos-and-counters.md).
+    image: a file, or with format "python" a class that is the disk, "package.module:Class", made with `options` (see
+    hvcore.disk.classes). path: "synthetic" (storvsp), "emulated" (through the IDE emulator) or "accelerated" (an IDE
+    disk over a storvsp channel of its own). format: "raw", "vhd", "vhdx", "python", or None to recognise VHD and VHDX
+    by content. ide_mode: how the emulated path moves data. sector_size: 512 or 4096, for raw images and Python classes
+    only. controller, lun: place of a synthetic disk; lun None takes the lowest that is free. shared: other VMs of the
+    host may use the same image, whose disks all say so. min_iops ... max_bandwidth: limits, in operations of 8 KiB and
+    in bytes per second, 0 for none (docs/qos-and-counters.md). inject: rules in front of the disk (see
+    hvcore.disk.rules).
     """
 
     image: str
@@ -45,6 +49,8 @@ class DiskConfig:
     max_iops: int = 0
     min_bandwidth: int = 0
     max_bandwidth: int = 0
+    options: dict[str, Any] | None = field(default=None, hash=False)
+    inject: list[dict[str, Any]] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.image, str):
@@ -68,6 +74,16 @@ class DiskConfig:
         check_limits(**self.limits)
         if self.sector_size == 4096 and self.path != "synthetic":
             raise ValueError(f"{self.image}: an IDE disk has sectors of 512 bytes, not 4096")
+        if self.format == "python":
+            judge_class_name(self.image)
+            if self.shared:
+                raise ValueError(f"{self.image}: each disk of a Python class is an object of its own, none is shared")
+        elif self.options is not None:
+            raise ValueError(f'{self.image}: options are for disks of format "python"')
+        if not isinstance(self.options, dict | None):
+            raise ValueError(f"{self.image}: options are a dict, not {self.options!r}")
+        if self.inject is not None:
+            parse(self.inject)
 
     @property
     def limits(self) -> dict[str, int]:

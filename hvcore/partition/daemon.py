@@ -82,11 +82,14 @@ def listen(path: Path) -> tuple[socket.socket, int]:
         raise
 
 
-def serve(path: str | os.PathLike[str] | None = None) -> None:
-    """Serves until SIGTERM, Ctrl-C or a client's shutdown; then nothing is left, not even the socket's name."""
+def serve(path: str | os.PathLike[str] | None = None, *, allow_python_disks: bool = False) -> None:
+    """Serves until SIGTERM, Ctrl-C or a client's shutdown; then nothing is left, not even the socket's name.
+
+    allow_python_disks: clients may name classes of theirs as disks, whose code then runs in this process.
+    """
     place = Path(path) if path is not None else default_socket()
     sock, lock = listen(place)
-    host = HostProcess()
+    host = HostProcess(allow_python_disks=allow_python_disks)
     stop_on_signals(host)
     signal.signal(signal.SIGINT, lambda *_: host.loop.stop())
     listener = _Listener(host, sock)

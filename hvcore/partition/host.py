@@ -6,9 +6,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import hvcore
@@ -16,7 +17,7 @@ from hvcore.dispatch.pool import MediaPool
 from hvcore.errors import Error, HostError
 from hvcore.hypervisor.partition import Hypervisor
 from hvcore.partition import rpc
-from hvcore.partition.config import VmConfig, disk_from_json
+from hvcore.partition.config import DiskConfig, VmConfig, disk_from_json
 from hvcore.partition.images import Images
 from hvcore.partition.loop import HANGUP, READ, WRITE, Loop
 from hvcore.partition.vm import Vm
@@ -64,7 +65,7 @@ class HostProcess:
     A private host lives as long as its one control connection. Nothing a client sends ends the host but "shutdown".
     """
 
-    def __init__(self, *, memory_limit: int | None = None) -> None:
+    def __init__(self, *, memory_limit: int | None = None, allow_python_disks: bool = False) -> None:
         self.loop = Loop()
         self._hypervisor = Hypervisor(memory_limit)
         self._images = Images()
@@ -75,6 +76,8 @@ class HostProcess:
         self._event_number = 0
         self._controls: set[_Control] = set()
         self._private = False
+        self._allow_python_disks = allow_python_disks
+        self._noting = threading.Lock()
         self._methods: dict[str, Callable[..., Any]] = {
             "version": self._version,
             "create": self._create,
@@ -82,12 +85,14 @@ class HostProcess:
             "stop": lambda vm: self._vm(vm).stop(),
             "delete": self._delete,
             "list": lambda: [vm.describe() for vm in self._vms.values()],
-            "add_disk": lambda vm, disk: self._vm(vm).add_disk(disk_from_json(disk)),
+            "add_disk": self._add_disk,
             "remove_disk": lambda vm, disk: self._vm(vm).remove_disk(disk),
             "set_qos": lambda vm, disk, limits: self._vm(vm).set_qos(disk, limits),
             "report_slow": lambda vm, nanoseconds: self._vm(vm).report_slow(nanoseconds),
             "resize_disk": lambda vm, disk, size: self._vm(vm).resize_disk(disk, size),
             "move_disk": lambda vm, disk, path: self._vm(vm).move_disk(disk, path),
+            "inject": lambda vm, disk, rules: self._vm(vm).inject(disk, rules),
+            "injected": lambda vm, disk: self._vm(vm).injected(disk),
             "checkpoint": lambda vm, disk, image: self._vm(vm).checkpoint(disk, image),
             "counters": lambda vm: self._vm(vm).counters(),
             "trace": lambda vm, enable=None: self._vm(vm).trace(enable),
@@ -169,15 +174,18 @@ class HostProcess:
     # Methods.
 
     def note(self, event: str, **details: Any) -> None:
-        self._event_number += 1
-        self._events.append({"number": self._event_number, "time": time.time(), "event": event, **details})
+        """From any thread."""
+        with self._noting:
+            self._event_number += 1
+            self._events.append({"number": self._event_number, "time": time.time(), "event": event, **details})
 
     def _events_since(self, after: int = 0) -> list[dict[str, Any]]:
         if not isinstance(after, int):
             raise ValueError("after is the number of an event")
         for vm in self._vms.values():
             vm.report_events()
-        return [event for event in self._events if event["number"] > after]
+        with self._noting:
+            return [event for event in self._events if event["number"] > after]
 
     def _version(self) -> dict[str, Any]:
         return {"protocol": rpc.VERSION, "hvcore": hvcore.__version__, "pid": os.getpid()}
@@ -188,8 +196,9 @@ class HostProcess:
             raise HostError(f"there is no VM {name!r}")
         return found
 
-    def _create(self, config: Any) -> dict[str, Any]:
+    def _create(self, config: Any, search: Any = None) -> dict[str, Any]:
         checked = VmConfig.from_json(config)
+        self._admit_classes(checked.disks, search)
         if checked.name in self._vms:
             raise HostError(f"there is a VM {checked.name!r} already")
         if len(self._vms) == VMS_MAX:
@@ -200,6 +209,27 @@ class HostProcess:
         )
         self.note("created", vm=checked.name)
         return self._vms[checked.name].describe()
+
+    def _add_disk(self, vm: str, disk: Any, search: Any = None) -> dict[str, Any]:
+        checked = disk_from_json(disk)
+        self._admit_classes([checked], search)
+        return self._vm(vm).add_disk(checked)
+
+    def _admit_classes(self, disks: Iterable[DiskConfig], search: Any) -> None:
+        """Python disks run a client's code in this process: a private host is its client's own, a shared one is asked.
+
+        search: where a private host finds the modules, after all other places.
+        """
+        if all(disk.format != "python" for disk in disks):
+            return
+        if not self._private and not self._allow_python_disks:
+            raise HostError("this host runs no Python disks: it was started without --allow-python-disks")
+        if search is not None:
+            if not self._private or not isinstance(search, list) or not all(isinstance(one, str) for one in search):
+                raise ValueError("search is a list of folders, for a private host")
+            from hvcore.disk.classes import extend_search
+
+            extend_search(search)
 
     def _delete(self, vm: str) -> None:
         self._vm(vm).close()

@@ -1,5 +1,6 @@
 """The images that a host has open. Each file is open once: disks that may share it share its backend."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from hvcore.disk.image import ImageInfo
@@ -25,12 +26,15 @@ class Images:
     def __init__(self) -> None:
         self._open: dict[tuple[object, ...], OpenImage] = {}
 
-    def open(self, config: DiskConfig, owner: object) -> OpenImage:
+    def open(self, config: DiskConfig, owner: object, report: Callable[[str], object] | None = None) -> OpenImage:
         """The image for one more disk of `owner`, a VM. ImageError, HostError: it cannot be opened.
 
         Two disks of one VM that name the same image share it, and so do those of several VMs that all say `shared`.
-        Others are kept out by the image's lock, as they would be in another process.
+        Others are kept out by the image's lock, as they would be in another process. A disk of a Python class is an
+        object of its own; report is told of its failures (see PythonDisk).
         """
+        if config.format == "python":
+            return self._open_class(config, owner, report)
         try:
             found = Path(config.image).stat()
         except (OSError, ValueError) as error:
@@ -47,6 +51,21 @@ class Images:
         elif image.shared != config.shared:
             raise HostError(f"{config.image}: one disk shares the image and the other does not")
         image.users += 1
+        return image
+
+    def _open_class(self, config: DiskConfig, owner: object, report: Callable[[str], object] | None) -> OpenImage:
+        from hvcore.disk.classes import open_class
+
+        disk, info = open_class(
+            config.image,
+            config.options or {},
+            read_only=config.read_only,
+            sector_size=config.sector_size,
+            report=report,
+        )
+        key = (owner, object())
+        image = self._open[key] = OpenImage(disk, info, key, owner, False)
+        image.users = 1
         return image
 
     def release(self, image: OpenImage) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from hvcore.disk.filter import FilterDisk
 from hvcore.dispatch.host import Dispatch
 from hvcore.dispatch.pool import MediaPool
 from hvcore.errors import Error, HostError
@@ -65,6 +66,17 @@ class VirtualDisk:
         self.controller: Controller | None = None
         self.lun = 0
         self.place: int | None = None  # 2 * IDE channel + drive
+        self.filter: FilterDisk | None = None  # once there were rules; it stays, as requests may still be with it
+
+    @property
+    def rules(self) -> list[dict[str, Any]]:
+        """Those in front of it."""
+        return self.filter.rules if self.filter is not None else []
+
+    def delays(self, value: bool) -> None:
+        """False: rules delay nothing, and what they do delay goes on, as nobody waits for the answers any more."""
+        if self.filter is not None:
+            self.filter.delays = value
 
     def drive(self) -> Drive:
         assert self.place is not None
@@ -136,7 +148,7 @@ class Storage:
 
     def add(self, config: DiskConfig, number: int | None = None) -> VirtualDisk:
         """Opens the image and puts the disk at its place. number: that of a disk that was there before."""
-        image = self._images.open(config, self._vm_id)
+        image = self._images.open(config, self._vm_id, self._reporter(config))
         try:
             return self._add(config, image, self._next if number is None else number)
         except BaseException:
@@ -156,6 +168,8 @@ class Storage:
         index = self.dispatch.add_disk(target, path, vm=self._vm_number, **ide)
         disk = VirtualDisk(config, image, number, identity, target, index)
         try:
+            if config.inject:
+                self.inject(disk, config.inject)
             if place is not None:
                 disk.place = place
                 controller = self._ide_controller(config, identity, place)
@@ -171,6 +185,14 @@ class Storage:
             self.dispatch.set_limits(index, **config.limits)
         self._next = max(self._next, number + 1)
         return disk
+
+    def _reporter(self, config: DiskConfig) -> Callable[[str], None]:
+        """For a disk of a Python class, in whatever thread it fails."""
+
+        def report(failure: str) -> None:
+            self._note("disk class failed", vm=self._vm_name, image=config.image, reason=failure)
+
+        return report
 
     def _free_lun(self, config: DiskConfig) -> tuple[Controller, int]:
         if config.controller >= len(self.controllers):
@@ -209,6 +231,7 @@ class Storage:
 
     def detach(self, disk: VirtualDisk) -> None:
         """The guest cannot reach the disk any more; its requests under way go on (dispatch.drain_disk)."""
+        disk.delays(False)
         assert disk.controller is not None
         del disk.controller.units[disk.lun]
         self.dispatch.detach_unit(disk.controller.number, disk.lun)
@@ -226,9 +249,30 @@ class Storage:
         disk.config = replace(disk.config, **limits)
         self.dispatch.set_limits(disk.index, **disk.config.limits)
 
+    # Rules in front of disks.
+
+    def inject(self, disk: VirtualDisk, rules: Any) -> None:
+        """Its rules from now on. Without any there is nothing between the VSP and the image."""
+        below = disk.image.disk
+        if disk.filter is None:
+            disk.filter = FilterDisk(below, rules)
+        else:
+            disk.filter.rules = rules
+        self.dispatch.exchange_disk(disk.index, disk.filter if rules else below)
+
+    def injected(self, disk: VirtualDisk) -> dict[str, Any]:
+        """What the rules did so far, and the log since the last call."""
+        if disk.filter is None:
+            return {"rules": [], "held": 0, "cut": False, "log": [], "lost": 0}
+        log, lost = disk.filter.log()
+        counted = [{"rule": rule, **count} for rule, count in zip(disk.rules, disk.filter.counts, strict=True)]
+        return {"rules": counted, "held": disk.filter.held, "cut": disk.filter.cut, "log": log, "lost": lost}
+
     def resize(self, disk: VirtualDisk, size: int) -> None:
         disk.image.info = resize(disk.image.disk, disk.image.info, size)
         for one in self:
+            if one.image is disk.image and one.filter is not None:
+                one.filter.resized()
             if one.image is disk.image and one.controller is not None:
                 one.target.raise_unit_attention(*CAPACITY_CHANGED)
                 self.dispatch.notify(one.controller.number)

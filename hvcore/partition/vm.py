@@ -102,7 +102,7 @@ class Vm:
         disk = self.storage.find(number)
         if self.running:
             raise HostError(f"disk {number} is moved while {self.config.name} is stopped")
-        config = replace(disk.config, path=path, controller=0, lun=None, image=disk.image.info.path)
+        config = replace(disk.config, path=path, controller=0, lun=None, image=disk.image.info.path, inject=disk.rules)
         self.remove_disk(number)
         try:
             moved = self.storage.add(config, number)
@@ -158,6 +158,13 @@ class Vm:
         opened.info = checkpoint(opened.disk, opened.info, image)
         self._note("checkpoint", vm=self.config.name, disk=disk, image=image)
         return self.describe()
+
+    def inject(self, disk: int, rules: Any) -> None:
+        """The rules in front of a disk from now on (hvcore.disk.rules); none: the disk as it is."""
+        self.storage.inject(self.storage.find(disk), rules)
+
+    def injected(self, disk: int) -> dict[str, Any]:
+        return self.storage.injected(self.storage.find(disk))
 
     # Life.
 
@@ -310,6 +317,8 @@ class Vm:
 
     def open_channel(self, channel: Channel, gpadl: Gpadl, downstream_page_offset: int) -> int | None:
         controller, sub = self._channels[channel]
+        for disk in controller.units.values():
+            disk.delays(True)
         opened = self.dispatch.open_channel(controller.number, sub, channel.relid, gpadl.pfns, downstream_page_offset)
         return STATUS_SUCCESS if opened else STATUS_UNSUCCESSFUL
 
@@ -337,6 +346,8 @@ class Vm:
 
     def _close(self, controller: Controller, sub: int) -> None:
         """Returns when nothing of the channel is in flight. Disk accesses end; a worker may not, and is then ended."""
+        for disk in controller.units.values():
+            disk.delays(False)
         if self.dispatch.close_channel(controller.number, sub, CLOSE_PATIENCE if controller.emulated else -1):
             return
         if self._emulator is not None:

@@ -40,6 +40,7 @@ ctypedef struct FilterRule:
     uint64_t bytes
     uint32_t block_shift         # FILTER_SPACE: log2 of the bytes that are allocated together
     uint8_t *blocks              # a bit for each block of the disk that has space; owned
+    uint64_t covers              # bytes of the disk that they stand for: its size when the rule came
     uint64_t used                # bytes, of all blocks that have it
     bint log
     uint64_t seen                # requests that matched

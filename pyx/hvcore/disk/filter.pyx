@@ -49,10 +49,10 @@ cdef bint rule_is_due(const FilterRule *rule) noexcept nogil:
     return rule_draw(rule.seed, rule.seen) < rule.chance
 
 
-cdef bint space_taken(FilterRule *rule, uint64_t size, uint64_t offset, uint64_t length) noexcept nogil:
+cdef bint space_taken(FilterRule *rule, uint64_t offset, uint64_t length) noexcept nogil:
     """Gives a write the blocks that it needs. False: they are not to be had, and none is given."""
     cdef uint64_t first = offset >> rule.block_shift, stop, n, needed = 0
-    if length == 0 or offset >= size or size - offset < length:    # nothing, or refused below
+    if length == 0 or offset >= rule.covers or rule.covers - offset < length:      # nothing, or beyond the disk
         return True
     stop = ((offset + length - 1) >> rule.block_shift) + 1
     for n in range(first, stop):
@@ -69,6 +69,8 @@ cdef bint space_taken(FilterRule *rule, uint64_t size, uint64_t offset, uint64_t
 cdef void space_given(FilterRule *rule, uint64_t offset, uint64_t length) noexcept nogil:
     """Takes back the blocks that lie wholly in a range that was trimmed."""
     cdef uint64_t block = <uint64_t> 1 << rule.block_shift, n
+    if offset > rule.covers or rule.covers - offset < length:      # the disk has grown
+        return
     for n in range((offset + block - 1) >> rule.block_shift, (offset + length) >> rule.block_shift):
         if rule.blocks[n >> 3] >> (n & 7) & 1:
             rule.blocks[n >> 3] &= <uint8_t> ~(1 << (n & 7))
@@ -95,7 +97,7 @@ cdef void filter_judge(
             continue
         rule.seen += 1
         if rule.fate == FILTER_SPACE:
-            acts = not space_taken(rule, state.below.size_bytes, offset, length)
+            acts = not space_taken(rule, offset, length)
         else:
             acts = rule_is_due(rule)
         if not acts:
@@ -338,11 +340,12 @@ cdef class FilterDisk(Backend):
         cdef FilterRule *new = <FilterRule *> calloc(FILTER_RULES_MAX, sizeof(FilterRule))
         cdef FilterRule *rule
         cdef FilterRule old
+        cdef uint64_t size = self.below.ref.size_bytes
         cdef int count = 0, i
         if new == NULL:
             raise MemoryError("no memory for the rules")
         try:
-            for each in parse(rules, self.below.ref.size_bytes):
+            for each in parse(rules, size):
                 rule = &new[count]
                 count += 1
                 rule.operations = each.operations
@@ -357,7 +360,8 @@ cdef class FilterDisk(Backend):
                 rule.log = each.log
                 if rule.fate == FILTER_SPACE:
                     rule.block_shift = each.block.bit_length() - 1
-                    rule.blocks = <uint8_t *> calloc((self.below.ref.size_bytes >> rule.block_shift) // 8 + 1, 1)
+                    rule.covers = size
+                    rule.blocks = <uint8_t *> calloc((size >> rule.block_shift) // 8 + 1, 1)
                     if rule.blocks == NULL:
                         raise MemoryError("no memory for the blocks of a full disk")
             given = tuple(dict(each) for each in rules)
@@ -464,6 +468,10 @@ cdef class FilterDisk(Backend):
             self.state.hurry = not value
             monitor_wake(&self.state.monitor)
             monitor_unlock(&self.state.monitor)
+
+    def resized(self):
+        """The disk below has another size now. Rules with "space" do not know what it grew by."""
+        self.ref.size_bytes = self.below.ref.size_bytes
 
     def extents(self):
         """Those of the disk below."""
