@@ -646,7 +646,7 @@ cdef class Target:
         self.unit.discard = discard and self.image.ref.can_trim
 
     def exchange(self, Backend image not None):
-        """Goes on with another backend of the same size and kind: a filter in front of the present one, or that one again.
+        """Goes on with another backend of the same size and kind: a filter before the present one, or that one again.
 
         Requests that begin afterwards are the new one's; those under way end with the old one, which has to stay open.
         ValueError: it is closed, or another disk.
@@ -660,8 +660,8 @@ cdef class Target:
             raise ValueError("the disk to go on with has another size, other sectors, or can do more or less")
         if not any(each is image for each in self.before):
             self.before.append(image)
-        # One word, and both disks stay good: a thread that reads it meanwhile has the one or the other. Release: whoever
-        # has the new one finds it whole.
+        # One word, and both disks stay good: a thread that reads it meanwhile has the one or the other. Release:
+        # whoever has the new one finds it whole.
         store_release64(<uint64_t *> &self.unit.disk, <uint64_t> new)
         self.image = image
 
