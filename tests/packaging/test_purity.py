@@ -18,6 +18,10 @@ DEFINITION = re.compile(
     r"\((?:[^()]|\([^()]*\))*\)[ \t]*noexcept[ \t]+nogil[ \t]*:",
     re.MULTILINE,
 )
+# A function that takes the interpreter lock by itself, or a block that does.
+TAKES_LOCK = re.compile(r"^(?P<line>(?!\s*#).*\bwith[ \t]+gil\b.*)$", re.MULTILINE)
+# The one place where native threads call the interpreter, which says why it may: a disk written as a Python class.
+LOCK_TAKERS = {"hvcore/disk/python.pyx": 1}
 CLASS = re.compile(r"^cdef[ \t]+class[ \t]+(\w+)", re.MULTILINE)
 # Macros of Cython that are plain C: they name no object and touch no thread state.
 PLAIN_C = {"__Pyx_RefNannyDeclarations", "__Pyx_RefNannySetupContextNogil", "__Pyx_RefNannyFinishContextNogil"}
@@ -131,6 +135,16 @@ def test_every_function_is_found(generated):
 def test_no_data_path_function_calls_the_interpreter(generated):
     impure = {function.c_name: calls(generated[0].get(function.c_name, "")) for function in all_functions()}
     assert not {name: named for name, named in impure.items() if named}
+
+
+def test_nothing_takes_the_interpreter_lock_but_what_is_named():
+    found = {}
+    for path in sorted(SOURCES.rglob("*.p[yx][xd]")):
+        count = len(TAKES_LOCK.findall(path.read_text(encoding="utf-8")))
+        if count:
+            found[str(path.relative_to(SOURCES))] = count
+    assert found == LOCK_TAKERS
+    assert len(TAKES_LOCK.findall(IMPURE)) == 1
 
 
 def test_an_impure_function_is_found(generated, tmp_path):

@@ -260,7 +260,7 @@ def test_the_log_keeps_the_last_records(disk: FilterDisk) -> None:
         ([1], "rule 0: a dict, not 1"),
         ([{"log": True}, {}], "rule 1: it does nothing"),
         ([{"errror": "closed"}], "rule 0: there is no key 'errror'; the keys are operations, "),
-        ([{"error": "EIO"}], 'rule 0: "error" is one of range, .*io_error, not \'EIO\''),
+        ([{"error": "EIO"}], "rule 0: \"error\" is one of range, .*io_error, not 'EIO'"),
         ([{"error": ["range"]}], 'rule 0: "error" is one of'),
         ([{"error": "range", "tear": 5}], 'rule 0: "tear" does not go with "error"'),
         ([{"tear": -1}], 'rule 0: "tear" is a whole number from 0 on, not -1'),
