@@ -115,6 +115,43 @@ def test_a_killed_servers_socket_is_replaced(place: Path, tmp_path: Path) -> Non
         assert second.wait(PATIENCE) == 0
 
 
+CLASS = hvcore.DiskConfig("tests.reference.disks:Memory", format="python", options={"size": MIB})
+
+
+def test_a_shared_host_runs_no_code_of_a_client(served: Path) -> None:
+    with hvcore.Host.connect(served) as host:
+        with pytest.raises(HostError, match=r"runs no Python disks: .* --allow-python-disks"):
+            host.create_vm("class", "16M", [CLASS])
+        assert host.list() == []
+
+
+def test_a_shared_host_that_was_told_to_runs_python_disks(place: Path) -> None:
+    command = [sys.executable, "-m", "hvcore", "serve", "--socket", str(place), "--allow-python-disks"]
+    with subprocess.Popen(command) as process:
+        try:
+            until(lambda: answers(place), "the daemon serves")
+            with hvcore.Host.connect(place) as host:
+                vm = host.create_vm("class", "16M", [CLASS])
+                vm.start()
+                with vm.attach() as guest:
+                    guest.disks[0].write(512, b"kept" * 128)
+                    assert guest.disks[0].read(512, 512) == b"kept" * 128
+                with pytest.raises(HostError, match="search is a list of folders, for a private host"):
+                    host.call(
+                        "create",
+                        config={
+                            "name": "x",
+                            "memory": MIB,
+                            "disks": [{"image": CLASS.image, "format": "python", "options": {"size": MIB}}],
+                        },
+                        search=["/"],
+                    )
+                host.call("shutdown")
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+
+
 def test_vms_outlive_clients(served: Path, tmp_path: Path) -> None:
     with hvcore.Host.connect(served) as host:
         vm = host.create_vm("long", "16M", [raw(tmp_path / "disk", path="emulated")])

@@ -54,7 +54,7 @@ def test_every_request_ends_by_the_rules_of_one_moment() -> None:
             try:
                 for turn in range(CHANGES):
                     disk.rules = SETS[turn % len(SETS)]
-                    disk.counts, disk.log(), disk.held, disk.cut  # noqa: B018
+                    disk.counts, disk.log(), disk.held, disk.cut
             finally:
                 disk.rules = []
                 over.set()

@@ -4,6 +4,7 @@ import errno
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -249,7 +250,7 @@ def test_the_log_keeps_the_last_records(disk: FilterDisk) -> None:
     records, lost = disk.log()
     assert (len(records), lost) == (4096, 904)
     assert [record["offset"] for record in records] == [n % 64 * 512 for n in range(904, 5000)]
-    assert all(one["time_ns"] <= two["time_ns"] for one, two in zip(records, records[1:], strict=False))
+    assert all(one["time_ns"] <= two["time_ns"] for one, two in pairwise(records))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hvcore.disk.classes import open_class
 from hvcore.disk.python import PythonDisk
 from hvcore.errors import DiskError, ImageError
 from tests.reference.disks import Awkward, Filling, Memory, ReadOnly, Unclosable
-from tests.reference.vms import PATIENCE, until
+from tests.reference.vms import PATIENCE
 
 SIZE = 1 << 20
 RANGE, READ_ONLY, READ_ERROR, WRITE_ERROR, NO_SPACE, WOULD_BLOCK, UNSUPPORTED = -1, -2, -3, -4, -5, -6, -7
@@ -127,7 +127,7 @@ def test_calls_come_one_at_a_time_unless_the_object_says_otherwise() -> None:
     for concurrent, guests in ((False, 1), (True, 4)):
         meeting = Meeting(SIZE, guests)
         with PythonDisk(meeting, SIZE, concurrent=concurrent) as disk, ThreadPoolExecutor(4) as pool:
-            assert list(pool.map(lambda n: len(disk.read(n * 512, 512)), range(16))) == [512] * 16  # noqa: B023
+            assert list(pool.map(lambda n: len(disk.read(n * 512, 512)), range(16))) == [512] * 16
         assert meeting.most == guests
 
 

@@ -14,6 +14,13 @@ def test_round_trip() -> None:
     assert VmConfig.from_json(config.to_json()) == config
 
 
+def test_classes_and_rules_travel() -> None:
+    disk = DiskConfig("a.b:C", format="python", options={"size": 512}, inject=[{"delay_us": 5}])
+    config = VmConfig.make("x", "1M", [disk])
+    assert VmConfig.from_json(config.to_json()).disks == (disk,)
+    assert hash(disk) == hash(DiskConfig("a.b:C", format="python"))
+
+
 def test_names_for_disks() -> None:
     config = VmConfig.make("x", 1 << 20, ["a.vhd", Path("b.vhdx"), DiskConfig(Path("c"))])  # type: ignore[arg-type]
     assert [disk.image for disk in config.disks] == ["a.vhd", "b.vhdx", "c"]
@@ -29,6 +36,11 @@ def test_names_for_disks() -> None:
         ({"sector_size": 1024}, "sector_size is one of 512, 4096"),
         ({"image": ""}, "name of a file"),
         ({"image": "a\0b"}, "name of a file"),
+        ({"format": "python"}, "'a' does not name a class as \"package.module:Class\""),
+        ({"format": "raw", "options": {}}, 'a: options are for disks of format "python"'),
+        ({"image": "a:B", "format": "python", "options": [1]}, "a:B: options are a dict"),
+        ({"inject": [{"log": 1}]}, 'rule 0: "log" is true or false, not 1'),
+        ({"inject": {"log": True}}, "rules are a list of dicts"),
         ({"path": "emulated", "sector_size": 4096}, "sectors of 512 bytes, not 4096"),
     ],
 )

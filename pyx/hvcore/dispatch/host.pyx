@@ -173,6 +173,15 @@ cdef class Dispatch:
         if disk.emulated.disk != NULL:
             store_release64(<uint64_t *> &disk.emulated.disk, <uint64_t> target.unit.disk)
 
+    def backend(self, int index):
+        """Where the disk's requests go: the Backend whose DiskRef they use."""
+        cdef HostDisk *disk = self.disk(index)
+        cdef Target target = self.targets[index]
+        cdef bint other = disk.emulated.disk != NULL and disk.emulated.disk != target.unit.disk
+        if other or target.unit.disk != &target.image.ref:
+            raise SystemError("a path of the disk has another backend than its target")
+        return target.image
+
     def remove_disk(self, int index):
         """Forgets a disk that is at no controller any more. Its image may be closed afterwards."""
         cdef HostDisk *disk = self.disk(index)
