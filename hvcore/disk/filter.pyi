@@ -3,6 +3,9 @@ from typing import Any, Self, final
 
 from hvcore.disk.ops import Backend
 
+OPERATIONS: tuple[str, ...]
+STATUSES: dict[str, int]
+
 @final
 class FilterDisk(Backend):
     def __new__(cls, below: Backend, rules: Sequence[Mapping[str, Any]] = ()) -> Self: ...
