@@ -95,8 +95,8 @@ class Host:
         """Makes a VM and opens its images. memory: bytes, or text like "64M". controllers: SCSI controllers, at most 4;
         sub_channels: how many channels beside the first a guest may have on each. ValueError, HostError."""
         config = VmConfig.make(name, memory, disks, controllers, sub_channels)
-        disks = [absolute(disk) for disk in config.disks]
-        self.call("create", config=config.to_json() | {"disks": disks}, **self._search(config.disks))
+        described = config.to_json() | {"disks": [absolute(disk) for disk in config.disks]}
+        self.call("create", config=described, **self._search(config.disks))
         self._vms[name] = VirtualMachine(self, name)
         return self._vms[name]
 

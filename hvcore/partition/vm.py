@@ -348,6 +348,12 @@ class Vm:
         """Returns when nothing of the channel is in flight. Disk accesses end; a worker may not, and is then ended."""
         for disk in controller.units.values():
             disk.delays(False)
+        self._drain(controller, sub)
+        if sub:  # the primary channel goes on
+            for disk in controller.units.values():
+                disk.delays(True)
+
+    def _drain(self, controller: Controller, sub: int) -> None:
         if self.dispatch.close_channel(controller.number, sub, CLOSE_PATIENCE if controller.emulated else -1):
             return
         if self._emulator is not None:

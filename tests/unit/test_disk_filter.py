@@ -5,17 +5,20 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hvcore.disk import vector
 from hvcore.disk.filter import FilterDisk
+from hvcore.disk.image import open_image
 from hvcore.disk.null import NullDisk
 from hvcore.disk.ram import RamDisk
 from hvcore.disk.rules import ERRORS, RULES_MAX, STATUSES, parse
 from hvcore.errors import DiskError
 from hvcore.scsi.target import Target
+from hvcore.vhd import create
 from tests.reference.vms import PATIENCE, until
 
 SIZE = 1 << 20
@@ -178,6 +181,17 @@ def test_the_block_of_a_large_disk_grows() -> None:
         assert ends(disk, "write", 1 << 40, 1 << 30) == 0
         with pytest.raises(ValueError, match=r'rule 0: "block" is at least 268435456 for a disk of .*, not 65536'):
             disk.rules = [{"space": 0, "block": 65536}]
+
+
+def test_a_disk_that_grows_below_its_rules(tmp_path: Path) -> None:
+    """A rule about space does not know the new part; nothing else changes."""
+    create(tmp_path / "disk", 1 << 20, "raw")
+    with FilterDisk(open_image(tmp_path / "disk", mode="r+", format="raw"), [{"space": 65536}]) as disk:
+        disk.below.resize(8 << 20)  # type: ignore[attr-defined]
+        disk.resized()
+        assert disk.size == 8 << 20
+        assert ends(disk, "write", 7 << 20, 1 << 20) == ends(disk, "trim", 0, 8 << 20) == 0
+        assert ends(disk, "write", 0, 131072) == STATUSES["no_space"]
 
 
 def test_requests_beyond_the_disk_stay_refused(disk: FilterDisk) -> None:
