@@ -7,8 +7,8 @@ promises, sector by sector (disk-formats.md 11; a sector is 512 bytes, and a req
 - A request that was answered with success is seen by every later read, also after its guest or the worker was killed.
 - A request that failed, or was never answered, has happened or not; by the next answer it is over.
 - A trim leaves what was there, or zeros.
-- A host that is killed may lose what was not flushed: every sector holds what it held at the last flush that was answered,
-  or anything written since. What is then read stays until something is written.
+- A host that is killed may lose what was not flushed: every sector holds what it held at the last flush that was
+  answered, or anything written since. What is then read stays until something is written.
 """
 
 import struct
@@ -170,6 +170,6 @@ class DiskModel:
         holds = name(int(found)) if found != FOREIGN else f"a torn or foreign sector (place {place:#x}, {name(said)})"
         flushed = sorted(self.since.get(sector, {int(self.flushed[sector])}))
         return (
-            f"disk {self.number}, sector {sector} (byte {sector * SECTOR:#x}, block {sector // 8} of 4 KiB) holds {holds}; "
+            f"disk {self.number}, sector {sector} (byte {sector * SECTOR:#x}) holds {holds}; "
             f"allowed: {', '.join(map(name, allowed))}; since the last flush: {', '.join(map(name, flushed))}"
         )

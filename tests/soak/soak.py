@@ -1,7 +1,7 @@
 """Mixed load on many VMs while workers, guests, VMs and the host itself are killed, with verification of every sector.
 
-`python -m tests.soak.soak --seconds 600` from the top of the source tree. What may be read when is said in model.py. The
-seed fixes what is done; when it happens, and with it which request it meets, is the machine's.
+`python -m tests.soak.soak --seconds 600` from the top of the source tree. What may be read when is said in model.py.
+The seed fixes what is done; when it happens, and with it which request it meets, is the machine's.
 """
 
 import argparse
@@ -177,7 +177,7 @@ class Soak:
         pid = self.host.pid
         status = Path(f"/proc/{pid}/status").read_text()
         (line,) = [line for line in status.splitlines() if line.startswith("RssAnon:")]
-        return len(os.listdir(f"/proc/{pid}/fd")), int(line.split()[1]) << 10
+        return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()), int(line.split()[1]) << 10
 
     def judge_host(self) -> None:
         """No guest is attached."""
@@ -220,17 +220,18 @@ class Soak:
             raise
         machine.journal.start()
 
-    def end_guest(self, machine: Machine, *, kill: bool) -> None:
-        """kill: with SIGKILL; else it is about to end by itself, because its host or VM is gone."""
+    def end_guest(self, machine: Machine, *, kill: bool, gone: bool | None = None) -> None:
+        """kill: with SIGKILL. gone: it ends, or may have ended, by itself, as its host, VM or a disk of it is gone."""
+        gone = not kill if gone is None else gone
         child, journal = machine.child, machine.journal
         assert child is not None and journal is not None
         if kill:
             os.kill(child.pid, signal.SIGKILL)
         try:
             said = child.wait(PATIENCE)
-            assert said == "gone" and not kill, f"a guest ended by itself: {said}"
+            assert said == "gone" and gone, f"a guest ended by itself: {said}"
         except GuestGone as error:
-            assert not kill, error  # it had just begun to attach
+            assert gone, error  # it had just begun to attach
         except HostError as error:
             assert kill and "killed by signal 9" in str(error), error
         finally:
@@ -302,10 +303,9 @@ class Soak:
         assert machine.vm is not None
         index = self.random.randrange(len(machine.disks))
         machine.vm.remove_disk(index)  # type: ignore[attr-defined]
-        self.end_guest(machine, kill=True)
+        self.end_guest(machine, kill=True, gone=True)
         disk = machine.disks.pop(index)
-        machine.vm.add_disk(disk.config)  # type: ignore[attr-defined]
-        machine.disks.append(disk)
+        machine.disks.insert(machine.vm.add_disk(disk.config), disk)  # type: ignore[attr-defined]
         self.verify(machine)
         self.start_guest(machine)
 
@@ -345,10 +345,10 @@ class Soak:
         names = self.actions()
         self.start_host()
         end = time.monotonic() + seconds
-        # The first of each kind come in turn, so that a short run has them all; then it is chance.
-        due = [each for each in names]
-        while (left := end - time.monotonic()) > 0:
-            self.wait(min(left, self.random.expovariate(1 / gap)))
+        # The first of each kind come in turn and in any case, then it is chance.
+        due = list(names)
+        while (left := end - time.monotonic()) > 0 or due:
+            self.wait(max(0.0, min(left, self.random.expovariate(1 / gap))))
             self.failures()
             name, _, act = due.pop(0) if due else self.random.choices(names, [weight for _, weight, _ in names])[0]
             self.count(name)
@@ -421,7 +421,7 @@ def places() -> Iterator[Path]:
 
 
 def ours_in_shared_memory() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if "hvcore" in name}
+    return {file.name for file in Path("/dev/shm").glob("*hvcore*")}
 
 
 def soak(seconds: float, seed: int, vms: int, gap: float = 0.3) -> Counter[str]:
