@@ -12,6 +12,7 @@ import pytest
 from tests.reference import journal
 from tests.reference.crash import (
     LIGHT,
+    QUICK,
     THOROUGH,
     Effort,
     Scenario,
@@ -55,7 +56,7 @@ def run(scenario: Scenario, folder: Path, report: Report, effort: Effort) -> Non
 
 @pytest.mark.parametrize("scenario", cases(ALL))
 def test_every_cut(scenario: Scenario, folder: Path, record_property: Report) -> None:
-    run(scenario, folder, record_property, LIGHT)
+    run(scenario, folder, record_property, QUICK)
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
@@ -66,7 +67,7 @@ def test_every_cut_inside_a_tool(tool: Tool, folder: Path, record_property: Repo
     tally = Tally()
     recording = operation(tool.scenario, folder, tool.function, lambda before: before + bytes(tool.more))
     assert recording.records
-    explore(tool.scenario, recording, folder, tally, replace(LIGHT, random=1, lives=1))
+    explore(tool.scenario, recording, folder, tally, QUICK)
     record_property("crash_points", (tool.name, tally.states, tally.later))
 
 

@@ -221,6 +221,7 @@ class Effort:
 
 
 LIGHT = Effort()
+QUICK = Effort(random=1, overlay=8, check=4, lives=1)
 THOROUGH = Effort(random=8, each=True, overlay=3, check=1, life=60, lives=8, depth=2)
 
 
