@@ -8,7 +8,7 @@ promises, sector by sector (disk-formats.md 11; a sector is 512 bytes, and a req
 - A request that failed, or was never answered, has happened or not; by the next answer it is over.
 - A trim leaves what was there, or zeros.
 - A host that is killed may lose what was not flushed: every sector holds what it held at the last flush that was
-  answered, or anything written since. What is then read stays until something is written.
+  answered, or anything written since. What the next host then reads stays, whoever is killed, until it is written.
 """
 
 import struct
@@ -80,17 +80,24 @@ class Wrong(AssertionError):
     """A sector holds what it must not."""
 
 
+Allowed = dict[int, frozenset[int]]
+
+
 @dataclass
 class DiskModel:
     """now: the generation of each sector, where it is known; may: all that a sector may hold, where it is not.
-    flushed, since: what it may hold after the host was killed (what it held at the last flush, what came since)."""
+
+    flushed, unsure: the same as they were at the last flush that was answered; since: what came after it, as first
+    sector, sectors, generation.
+    """
 
     number: int  # unique among all disks, as in the patterns
     sectors: int
     now: np.ndarray[Any, Any] = field(init=False)
-    may: dict[int, set[int]] = field(default_factory=dict)
+    may: Allowed = field(default_factory=dict)
     flushed: np.ndarray[Any, Any] = field(init=False)
-    since: dict[int, set[int]] = field(default_factory=dict)
+    unsure: Allowed = field(default_factory=dict)
+    since: list[tuple[int, int, int]] = field(default_factory=list)
     open: dict[tuple[str, int, int], Record] = field(default_factory=dict)  # begun, not answered
 
     def __post_init__(self) -> None:
@@ -105,33 +112,25 @@ class DiskModel:
             self.open[key] = record
             return
         begun = self.open.pop(key)
-        good = record.status == 1
-        if record.kind == FLUSH:
-            if good:
-                self._fold()
-            return
-        if record.kind == WRITE and good:
-            places = range(begun.first, begun.first + begun.sectors)
+        if begun.kind == FLUSH:
+            if record.status == 1:
+                # What a sector holds that may hold several things is durable, whichever it is.
+                self.flushed[:] = self.now
+                self.unsure = self.may.copy()
+                self.since.clear()
+        elif begun.kind == WRITE and record.status == 1:
             self.now[begun.first : begun.first + begun.sectors] = begun.generation
-            for sector in places:
+            for sector in range(begun.first, begun.first + begun.sectors) if self.may else ():
                 self.may.pop(sector, None)
-                self._remember(sector, begun.generation)
+            self.since.append((begun.first, begun.sectors, begun.generation))
         else:
             self._doubt(begun)
-
-    def _remember(self, sector: int, generation: int) -> None:
-        self.since.setdefault(sector, {int(self.flushed[sector])}).add(generation)
 
     def _doubt(self, begun: Record) -> None:
         generation = 0 if begun.kind == TRIM else begun.generation
         for sector in range(begun.first, begun.first + begun.sectors):
-            self.may.setdefault(sector, {int(self.now[sector])}).add(generation)
-            self._remember(sector, generation)
-
-    def _fold(self) -> None:
-        # Where it is not known what a sector holds, the flush made durable one of what it may hold.
-        self.flushed[:] = self.now
-        self.since = {sector: set(values) for sector, values in self.may.items()}
+            self.may[sector] = self.may.get(sector, frozenset((int(self.now[sector]),))) | {generation}
+        self.since.append((begun.first, begun.sectors, generation))
 
     def guest_ended(self) -> None:
         """What it had not been answered has happened or not."""
@@ -143,7 +142,22 @@ class DiskModel:
     def host_killed(self) -> None:
         """guest_ended() was called before."""
         assert not self.open
-        self.may = {sector: set(values) for sector, values in self.since.items()}
+        self.may = self._without_host()
+
+    def opened(self) -> None:
+        """Every sector was verified since the image was opened: what was read is in the file, as good as flushed."""
+        assert not self.may and not self.open
+        self.flushed[:] = self.now
+        self.unsure = {}
+        self.since.clear()
+
+    def _without_host(self) -> Allowed:
+        """What a sector may hold once the host was killed, where it is not as flushed."""
+        found = {sector: set(values) for sector, values in self.unsure.items()}
+        for first, sectors, generation in self.since:
+            for sector in range(first, first + sectors):
+                found.setdefault(sector, {int(self.flushed[sector])}).add(generation)
+        return {sector: frozenset(values) for sector, values in found.items()}
 
     def verify(self, first: int, data: bytes) -> None:
         """Against what was read from sector `first` on, while no request is open. What was read is known from now on.
@@ -168,7 +182,7 @@ class DiskModel:
         allowed = sorted(self.may.get(sector, {int(self.now[sector])}))
         place, said = struct.unpack_from("<QQ", data)
         holds = name(int(found)) if found != FOREIGN else f"a torn or foreign sector (place {place:#x}, {name(said)})"
-        flushed = sorted(self.since.get(sector, {int(self.flushed[sector])}))
+        flushed = sorted(self._without_host().get(sector, {int(self.flushed[sector])}))
         return (
             f"disk {self.number}, sector {sector} (byte {sector * SECTOR:#x}) holds {holds}; "
             f"allowed: {', '.join(map(name, allowed))}; since the last flush: {', '.join(map(name, flushed))}"

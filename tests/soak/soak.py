@@ -115,7 +115,8 @@ class Journal(threading.Thread):
     def _take(self, record: Record) -> None:
         if record.phase == ENDED:
             self._counts[f"requests: {record.kind}"] += 1
-            self._counts[f"bytes: {record.kind}"] += record.sectors * SECTOR if record.status == 1 else 0
+            if record.sectors and record.status == 1:
+                self._counts[f"bytes: {record.kind}"] += record.sectors * SECTOR
             if record.status != 1:
                 self._counts[f"errors: {record.kind}, SRB status {record.status:#04x}"] += 1
         if record.kind != READ:
@@ -166,7 +167,7 @@ class Soak:
         self.host = hvcore.Host()
         for machine in self.machines:
             self.make(machine)
-            self.verify(machine)
+            self.verify(machine, opened=True)
         self.before = self.size_of_host()
         for machine in self.machines:
             self.start_guest(machine)
@@ -194,13 +195,15 @@ class Soak:
         machine.vm = self.host.create_vm(machine.name, "16M", [disk.config for disk in machine.disks])
         machine.vm.start()
 
-    def verify(self, machine: Machine) -> None:
-        """As the VM's guest, every sector of every disk."""
+    def verify(self, machine: Machine, *, opened: bool = False) -> None:
+        """As the VM's guest, every sector of every disk. opened: its images were just opened."""
         assert machine.vm is not None
         with machine.vm.attach() as guest:
             for disk, seen in zip(machine.disks, guest.disks, strict=True):
                 for offset in range(0, SIZE, AT_ONCE):
                     disk.model.verify(offset // SECTOR, seen.read(offset, AT_ONCE, timeout=PATIENCE))
+                if opened:
+                    disk.model.opened()
                 self.counts["bytes: verified"] += SIZE
         self.counts["verified disks"] += len(machine.disks)
 
@@ -294,7 +297,7 @@ class Soak:
         machine.vm.delete()
         self.end_guest(machine, kill=False)
         self.make(machine)
-        self.verify(machine)
+        self.verify(machine, opened=True)
         self.start_guest(machine)
 
     def replace_disk(self) -> None:
@@ -369,6 +372,7 @@ class Soak:
         assert self.host is not None
         for machine in self.machines:
             self.end_guest(machine, kill=True)
+        for machine in self.machines:
             self.verify(machine)
         until(lambda: self.size_of_host()[0] <= self.before[0], f"the host has {self.before[0]} descriptors again")
         self.judge_host()

@@ -122,3 +122,16 @@ def test_a_flush_keeps_doubts() -> None:
     story.model.host_killed()
     assert not story.holds(ZEROS)
     assert story.holds(of(1, 0, 8) + of(2, 8, 8))
+
+
+def test_what_a_new_host_has_read_is_in_the_file() -> None:
+    for seen, allowed in ((of(1), False), (of(2), True), (ZEROS, False)):
+        story = Story()
+        story.done(WRITE, 1)
+        story.done(FLUSH, 0, 0, 0)
+        story.done(WRITE, 2)
+        story.model.host_killed()
+        assert story.holds(of(2))
+        story.model.opened()
+        story.model.host_killed()
+        assert story.holds(seen) == allowed
