@@ -133,7 +133,7 @@ class Soak:
     counts: Counter[str] = field(default_factory=Counter)
     machines: list[Machine] = field(default_factory=list)
     host: hvcore.Host | None = None
-    before: tuple[int, int] = (0, 0)  # descriptors and bytes of the host at the start of its life
+    before: tuple[Counter[str], int] = (Counter(), 0)  # of the host, before its first guest: descriptors, bytes
 
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
@@ -169,30 +169,42 @@ class Soak:
         for machine in self.machines:
             self.make(machine)
             self.verify(machine, opened=True)
-        self.before = self.size_of_host()
+        self.before = self.descriptors_of_host(), self.size_of_host()
         for machine in self.machines:
             self.start_guest(machine)
 
-    def size_of_host(self) -> tuple[int, int]:
-        """Descriptors, and bytes of memory that are its own, while all VMs run and no guest is attached."""
+    def descriptors_of_host(self) -> Counter[str]:
+        """What they lead to, without the numbers of sockets and pipes."""
+        assert self.host is not None
+        found: Counter[str] = Counter()
+        for entry in Path(f"/proc/{self.host.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found[str(entry.readlink()).partition(":[")[0]] += 1
+        return found
+
+    def size_of_host(self) -> int:
+        """Bytes of memory that are its own."""
         assert self.host is not None
         pid = self.host.pid
         status = Path(f"/proc/{pid}/status").read_text()
         (line,) = [line for line in status.splitlines() if line.startswith("RssAnon:")]
-        return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()), int(line.split()[1]) << 10
+        return int(line.split()[1]) << 10
 
     def judge_host(self) -> None:
-        """No guest is attached."""
+        """All VMs run and no guest is attached, as when it began."""
         assert self.host is not None
-        now = self.size_of_host()
+        descriptors, size = self.before
+        # A guest that left is seen a moment later.
+        deadline = time.monotonic() + PATIENCE
+        while more := self.descriptors_of_host() - descriptors:
+            assert time.monotonic() < deadline, f"the host has descriptors more than in the beginning: {more}"
+            self.wait(0.01)
         maps = Path(f"/proc/{self.host.pid}/maps").read_text().splitlines()
         named = [line for line in maps if " /dev/shm/" in line and str(self.folder) not in line]
         assert not named, f"the host has memory that has a name and may stay: {named}"
-        assert now[0] <= self.before[0], f"the host had {self.before[0]} descriptors, now {now[0]}"
-        assert now[1] <= self.before[1] + GROWTH, f"the host had {self.before[1]:,} bytes, now {now[1]:,}"
-        self.counts["host: bytes grown, at most"] = max(
-            self.counts["host: bytes grown, at most"], now[1] - self.before[1]
-        )
+        now = self.size_of_host()
+        assert now <= size + GROWTH, f"the host had {size:,} bytes, now {now:,}"
+        self.counts["host: bytes grown, at most"] = max(self.counts["host: bytes grown, at most"], now - size)
 
     def make(self, machine: Machine) -> None:
         assert self.host is not None
@@ -387,7 +399,6 @@ class Soak:
             self.end_guest(machine, kill=True)
         for machine in self.machines:
             self.verify(machine)
-        until(lambda: self.size_of_host()[0] <= self.before[0], f"the host has {self.before[0]} descriptors again")
         self.judge_host()
         for machine in self.machines:
             assert machine.vm is not None
