@@ -36,7 +36,7 @@ MODULES = {
         "vector",
     ],
     "scsi": ["inquiry", "media", "mode", "target"],
-    "storage": ["gate", "protocol", "vsp", "vsc"],
+    "storage": ["gate", "protocol", "queue", "transfer", "vsp", "vsc"],
     "ide": ["dma", "identify", "command", "controller", "device", "driver", "pci"],
     "dispatch": ["emulated", "floor", "host", "load", "loop", "pool", "synthetic", "worker"],
 }

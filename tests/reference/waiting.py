@@ -134,7 +134,7 @@ class Waiting:
         yield from self.fence("event_guest_sleeps")
         return word
 
-    # storage/vsc.pyx: a ring to the guest stands for its channel
+    # storage/queue.pyx: a ring to the guest stands for its channel
 
     def vsc_block(self, ring: str, taken: int) -> Steps:
         if self.bug == "flag cleared after the rings":

@@ -1,0 +1,322 @@
+"""Slots, sending, receiving and waiting of one storvsp channel's VSC (see queue.pxd; storvsp.md is the source of every
+rule)."""
+
+from libc.errno cimport EINTR
+from libc.string cimport memcpy, memset
+
+from hvcore.linux.atomics cimport cpu_relax, fetch_add32, load_acquire32, load_relaxed32
+from hvcore.linux.clock cimport clock_ns
+from hvcore.linux.spin cimport spin_begin, spin_end, spin_learn, spin_yield
+from hvcore.linux.syscalls cimport futex_wait, futex_wake
+from hvcore.linux.threads cimport monitor_lock, monitor_unlock
+from hvcore.storage.protocol cimport VSTOR_EXECUTE_SRB, VSTOR_REQUEST_COMPLETION, VstorScsiRequest
+from hvcore.vmbus.abi cimport (
+    PACKET_COMPLETION, PACKET_COMPLETION_REQUESTED, PACKET_GPA_DIRECT, PACKET_IN_BAND, PAGE_SIZE, GpaDirectHeader,
+    GpaRange, PacketDescriptor)
+from hvcore.vmbus.events cimport (
+    event_guest_clear, event_guest_pending, event_guest_sleeps, event_guest_wait, event_signal_host)
+from hvcore.vmbus.ring cimport (
+    RING_EMPTY, RING_FULL, RING_OK, ring_mask, ring_poll, ring_publish, ring_put, ring_release, ring_take, ring_unmask,
+    ring_want, ring_want_no_more)
+
+
+# Slots and bounce pages.
+
+cdef VscSlot *vsc_slot(Vsc *vsc) noexcept nogil:
+    cdef VscSlot *slot = vsc.free
+    if slot != NULL:
+        vsc.free = slot.next
+        slot.generation += 1
+        slot.transaction_id = slot.generation << 16 | <uint64_t> (slot - vsc.slots + 1)
+        slot.page_count = 0
+        vsc.in_flight += 1
+    return slot
+
+
+cdef void vsc_slot_return(Vsc *vsc, VscSlot *slot) noexcept nogil:
+    cdef uint32_t i
+    for i in range(slot.page_count):
+        vsc.free_pages[vsc.free_page_count] = slot.pages[i]
+        vsc.free_page_count += 1
+    slot.page_count = 0
+    slot.transaction_id = 0
+    slot.done = NULL
+    slot.next = vsc.free
+    vsc.free = slot
+    vsc.in_flight -= 1
+
+
+cdef bint vsc_pages(Vsc *vsc, VscSlot *slot, uint32_t length) noexcept nogil:
+    cdef uint32_t needed = (length + PAGE_SIZE - 1) // PAGE_SIZE
+    cdef uint32_t i
+    if needed > vsc.pages_per_slot or needed > vsc.free_page_count:
+        return False
+    for i in range(needed):
+        vsc.free_page_count -= 1
+        slot.pages[i] = vsc.free_pages[vsc.free_page_count]
+    slot.page_count = needed
+    return True
+
+
+cdef void vsc_copy_out(Vsc *vsc, VscSlot *slot, uint8_t *to, uint32_t length) noexcept nogil:
+    cdef uint32_t done = 0, page = 0, part
+    while done < length:
+        part = min(<uint32_t> PAGE_SIZE, length - done)
+        memcpy(to + done, vsc.base + <uint64_t> slot.pages[page] * PAGE_SIZE, part)
+        done += part
+        page += 1
+    vsc.bytes_copied += length
+
+
+cdef void vsc_copy_in(Vsc *vsc, VscSlot *slot, const uint8_t *data, uint32_t length) noexcept nogil:
+    cdef uint32_t done = 0, page = 0, part
+    while done < length:
+        part = min(<uint32_t> PAGE_SIZE, length - done)
+        memcpy(vsc.base + <uint64_t> slot.pages[page] * PAGE_SIZE, data + done, part)
+        done += part
+        page += 1
+    vsc.bytes_copied += length
+
+
+cdef void vsc_abandon(Vsc *vsc, void *owner) noexcept nogil:
+    cdef uint32_t i
+    for i in range(vsc.depth):
+        if vsc.slots[i].transaction_id and vsc.slots[i].owner == owner:
+            vsc.slots[i].done = NULL
+            vsc.slots[i].owner = NULL
+            vsc.orphans += 1
+
+
+# Sending.
+
+cdef void vsc_srb(
+        VstorPacket *packet, const uint8_t *cdb, uint32_t cdb_length, uint32_t length, uint8_t data_in) noexcept nogil:
+    """EXECUTE_SRB as Linux fills it in (5.2)."""
+    cdef VstorScsiRequest *srb = &packet.u.scsi
+    memset(packet, 0, sizeof(VstorPacket))
+    packet.operation = VSTOR_EXECUTE_SRB
+    packet.flags = VSTOR_REQUEST_COMPLETION
+    srb.length = 0x34
+    srb.cdb_length = <uint8_t> cdb_length
+    srb.sense_length = 0x14
+    srb.data_in = data_in
+    srb.data_transfer_length = length
+    srb.queue_tag = 0xFF
+    srb.queue_action = 0x20
+    srb.srb_flags = 0x10A | (0 if data_in == 2 else 0x40 if data_in else 0x80)
+    srb.timeout_seconds = 60
+    memcpy(srb.payload, cdb, cdb_length)
+
+
+cdef void vsc_read_srb(VstorPacket *packet, uint64_t lba, uint32_t blocks, uint32_t length, bint write) noexcept nogil:
+    """READ or WRITE, with the ten-byte CDB where it reaches (8.2)."""
+    cdef uint8_t cdb[16]
+    cdef int i
+    memset(cdb, 0, sizeof(cdb))
+    if lba <= 0xffffffffu and blocks <= 0xffff:
+        cdb[0] = 0x2A if write else 0x28
+        for i in range(4):
+            cdb[2 + i] = <uint8_t> (lba >> (24 - 8 * i))
+        cdb[7] = <uint8_t> (blocks >> 8)
+        cdb[8] = <uint8_t> blocks
+        vsc_srb(packet, cdb, 10, length, 0 if write else 1)
+    else:
+        cdb[0] = 0x8A if write else 0x88
+        for i in range(8):
+            cdb[2 + i] = <uint8_t> (lba >> (56 - 8 * i))
+        for i in range(4):
+            cdb[10 + i] = <uint8_t> (blocks >> (24 - 8 * i))
+        vsc_srb(packet, cdb, 16, length, 0 if write else 1)
+
+
+cdef int vsc_send(Vsc *vsc, VscSlot *slot, const VstorPacket *packet, uint64_t gpa, uint32_t length) noexcept nogil:
+    cdef uint64_t *pfns = vsc.header + 2
+    cdef GpaDirectHeader *header = <GpaDirectHeader *> vsc.header
+    cdef GpaRange *range_ = <GpaRange *> (vsc.header + 1)
+    cdef uint32_t count = 0, header_length = 0, total, i
+    cdef int status, type_ = PACKET_IN_BAND
+    if length:
+        type_ = PACKET_GPA_DIRECT
+        header.reserved = 0
+        header.range_count = 1
+        range_.byte_count = length
+        if slot.page_count:
+            range_.byte_offset = 0
+            count = slot.page_count
+            for i in range(count):
+                pfns[i] = slot.pages[i]
+        else:
+            range_.byte_offset = <uint32_t> (gpa % PAGE_SIZE)
+            count = (range_.byte_offset + length + PAGE_SIZE - 1) // PAGE_SIZE
+            for i in range(count):
+                pfns[i] = gpa // PAGE_SIZE + i
+        header_length = 16 + 8 * count
+    slot.length = length
+    status = ring_put(&vsc.outgoing, type_, PACKET_COMPLETION_REQUESTED, slot.transaction_id, vsc.header, header_length,
+                      packet, sizeof(VstorPacket))
+    if status == RING_FULL:
+        total = 16 + header_length + sizeof(VstorPacket) + 8
+        vsc_publish(vsc)
+        status = ring_want(&vsc.outgoing, total)
+        if status == 1:
+            status = ring_put(&vsc.outgoing, type_, PACKET_COMPLETION_REQUESTED, slot.transaction_id, vsc.header,
+                              header_length, packet, sizeof(VstorPacket))
+        elif status == 0:
+            return RING_FULL
+    if status < 0:
+        vsc.corrupt = True
+    elif status == RING_OK:
+        vsc.staged = True
+        vsc.requests += 1
+    return status
+
+
+cdef void vsc_publish(Vsc *vsc) noexcept nogil:
+    cdef int status
+    if not vsc.staged:
+        return
+    vsc.staged = False
+    ring_want_no_more(&vsc.outgoing)
+    status = ring_publish(&vsc.outgoing)
+    if status < 0:
+        vsc.corrupt = True
+    elif status and event_signal_host(vsc.events, vsc.relid, vsc.doorbell):
+        vsc.doorbells += 1
+
+
+# Receiving.
+
+cdef void vsc_completed(Vsc *vsc, uint32_t length) noexcept nogil:
+    """One packet of the host, in vsc.buffer: untrusted, also what it says of itself (VA-23)."""
+    cdef PacketDescriptor descriptor
+    cdef VscSlot *slot
+    cdef uint64_t index
+    cdef uint32_t start
+    memcpy(&descriptor, vsc.buffer, sizeof(descriptor))
+    index = (descriptor.transaction_id & 0xffff) - 1
+    if descriptor.type != PACKET_COMPLETION or index >= vsc.depth:
+        vsc.strays += 1                      # a notification, or nothing we sent
+        return
+    slot = &vsc.slots[index]
+    start = 8 * <uint32_t> descriptor.data_offset8
+    if slot.transaction_id != descriptor.transaction_id or length - start < 48:
+        vsc.strays += 1
+        return
+    memset(&slot.reply, 0, sizeof(VstorPacket))
+    memcpy(&slot.reply, vsc.buffer + start, min(length - start, <uint32_t> sizeof(VstorPacket)))
+    if slot.done != NULL:
+        slot.done(slot)
+    else:
+        vsc.orphans -= 1
+    vsc_slot_return(vsc, slot)
+
+
+cdef int vsc_drain(Vsc *vsc) noexcept nogil:
+    """[monitor, leader] Takes all completions; their number."""
+    cdef uint32_t length
+    cdef int taken = 0, status
+    while not vsc.corrupt:
+        status = ring_take(&vsc.incoming, vsc.buffer, VSC_PACKET_MAX, &length)
+        if status == RING_EMPTY:
+            break
+        if status != RING_OK:
+            vsc.corrupt = True
+            break
+        vsc_completed(vsc, length)
+        taken += 1
+    if taken and not vsc.corrupt:
+        status = ring_release(&vsc.incoming)
+        if status < 0:
+            vsc.corrupt = True
+        elif status and event_signal_host(vsc.events, vsc.relid, vsc.doorbell):
+            vsc.doorbells += 1
+    return taken
+
+
+cdef bint vsc_spin(Vsc *vsc) noexcept nogil:
+    """[leader] Waits awake for a bounded time, without the monitor: others may send meanwhile."""
+    cdef uint64_t end
+    cdef int _i
+    cdef bint found = False
+    if not vsc.spins or not spin_begin(&vsc.spinner):
+        return False
+    end = clock_ns() + vsc.spinner.limit_ns
+    while True:
+        for _i in range(64):
+            if ring_poll(&vsc.incoming) or load_relaxed32(&vsc.gone):
+                found = True
+                break
+            cpu_relax()
+        if found or clock_ns() >= end:
+            break
+        spin_yield()
+    spin_end(&vsc.spinner)
+    return found
+
+
+cdef int vsc_block(Vsc *vsc, int64_t deadline_ns) noexcept nogil:
+    """[leader] Sleeps until the host signals: the waiter's half of the protocol in events.pxd. 0 or -errno."""
+    cdef uint32_t word
+    cdef int status = 0
+    cdef int64_t left = -1
+    cdef uint64_t slept
+    # The flag stays as it is: it may be all that tells a sender, whose look at the outgoing ring was before, of room.
+    if ring_unmask(&vsc.incoming) == 0:
+        word = event_guest_sleeps(vsc.events)
+        # Once more after the word is set: a host that did not see it has published what is found here.
+        if (not ring_poll(&vsc.incoming) and not event_guest_pending(vsc.events, vsc.relid)
+                and not load_acquire32(&vsc.gone)):
+            slept = clock_ns()
+            if deadline_ns >= 0:
+                left = max(<int64_t> 0, deadline_ns - <int64_t> slept)
+            vsc.blocking_waits += 1
+            status = event_guest_wait(vsc.events, word, left)
+            spin_learn(&vsc.spinner, clock_ns() - slept)
+    event_guest_clear(vsc.events, vsc.relid)     # the flag before the ring (EV-1)
+    ring_mask(&vsc.incoming)
+    return status
+
+
+cdef void vsc_wake_others(Vsc *vsc) noexcept nogil:
+    """[monitor] Whoever waits looks again: something completed, or there is no leader."""
+    fetch_add32(&vsc.progress, 1)
+    if vsc.waiting:
+        futex_wake(&vsc.progress, 0x7fffffff)
+
+
+cdef int vsc_wait(Vsc *vsc, int64_t deadline_ns) noexcept nogil:
+    cdef uint32_t seen
+    cdef int64_t left = -1
+    cdef int status = 0
+    if vsc.corrupt:
+        return VSC_CORRUPT
+    if load_acquire32(&vsc.gone):
+        return VSC_GONE
+    if vsc.leader:
+        seen = load_acquire32(&vsc.progress)
+        vsc.waiting += 1
+        monitor_unlock(&vsc.monitor)
+        if deadline_ns >= 0:
+            left = max(<int64_t> 0, deadline_ns - <int64_t> clock_ns())
+        status = futex_wait(&vsc.progress, seen, left)
+        monitor_lock(&vsc.monitor)
+        vsc.waiting -= 1
+    else:
+        vsc.leader = True
+        if not ring_poll(&vsc.incoming):
+            monitor_unlock(&vsc.monitor)
+            if not vsc_spin(vsc):
+                status = vsc_block(vsc, deadline_ns)
+            monitor_lock(&vsc.monitor)
+        vsc_drain(vsc)
+        vsc.leader = False
+        vsc_wake_others(vsc)
+    if vsc.corrupt:
+        return VSC_CORRUPT
+    if load_acquire32(&vsc.gone):
+        return VSC_GONE
+    if status == -EINTR:
+        return VSC_INTERRUPTED
+    if deadline_ns >= 0 and <int64_t> clock_ns() >= deadline_ns:
+        return VSC_TIMEOUT
+    return VSC_OK
