@@ -36,7 +36,7 @@ MODULES = {
         "vector",
     ],
     "scsi": ["inquiry", "media", "mode", "target"],
-    "storage": ["gate", "protocol", "queue", "transfer", "vsp", "vsc"],
+    "storage": ["gate", "protocol", "queue", "transfer", "vsp", "vsc", "watch"],
     "ide": ["dma", "identify", "command", "controller", "device", "driver", "pci"],
     "dispatch": ["emulated", "floor", "host", "load", "loop", "pool", "synthetic", "worker"],
 }

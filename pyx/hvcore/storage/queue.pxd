@@ -6,6 +6,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.spin cimport Spinner
 from hvcore.linux.threads cimport Monitor
 from hvcore.storage.protocol cimport VstorPacket
@@ -13,6 +14,9 @@ from hvcore.vmbus.events cimport EventPage
 from hvcore.vmbus.ring cimport RingView
 
 cdef enum:
+    VSC_UNITS = 256              # LUNs that an SRB can name
+    VSC_ATTENTIONS = 8           # remembered of each unit
+    VSC_CHANNELS = 16            # of one controller
     VSC_PFNS = 4098              # pages of one request: 16 MiB that starts anywhere in a page
     VSC_PACKET_MAX = 65536       # bytes: completions and notifications, and room for what a later host may send
 
@@ -23,8 +27,27 @@ cdef enum VscResult:
     VSC_GONE = 3                 # host or channel ended: nothing will be answered
     VSC_CORRUPT = 4              # the host broke a rule of the ring
 
+cdef enum VscNotice:             # for whoever looks after the units
+    VSC_NOTICE_ENUMERATE = 1     # units came, went or changed (storvsp.md 4.4)
+    VSC_NOTICE_REMOVE = 2        # the controller is going away
+    VSC_NOTICE_ATTENTION = 4     # a unit attention is among `attentions` of a unit
+
+ctypedef struct VscUnit:         # one LUN as this channel sees it
+    uint32_t in_flight
+    uint32_t limit               # of in_flight, learnt from the host's refusals; 0: none known
+    uint32_t executed            # requests since the limit was last raised
+    uint32_t refusals            # in a row, with nothing in flight whose end could say when to try again
+    int64_t refused_ns           # when the first of those came
+    int64_t retry_ns             # and when the next try is due
+    uint32_t pages               # bounce pages that its requests may have at a time
+    uint32_t pages_used
+    uint32_t attentions          # unit attentions so far
+    uint32_t attentions_in_row   # without an executed command in between
+    uint16_t[8] attention        # ASC << 8 | ASCQ of number n at n % VSC_ATTENTIONS
+
 ctypedef struct VscSlot:
     VscSlot *next                # in the free list
+    VscUnit *unit                # that the request is for
     uint64_t transaction_id      # 0: free. Index and generation: never a pointer (PK-11)
     # Called with the monitor held when the completion is there; the slot is free afterwards. NULL: nobody waits any
     # more.
@@ -46,6 +69,7 @@ ctypedef struct Vsc:
     uint64_t size_bytes
     Monitor monitor
     Spinner spinner
+    VscUnit *units               # VSC_UNITS of them
     VscSlot *slots
     VscSlot *free
     uint32_t *page_lists         # of the slots
@@ -68,6 +92,12 @@ ctypedef struct Vsc:
     bint corrupt
     bint staged
     bint spins                   # waiting awake is worth it
+    bint watched                 # idle: the ring is unmasked, and the watcher sleeps on the event page (watch.pxd)
+    uint32_t spread              # threads that wait for several channels, of which another thread leads this one
+    int64_t patience_ns          # with a unit that refuses everything
+    uint32_t notices             # VscNotices that nobody has taken yet
+    uint32_t *watch_word         # futex of the watcher; NULL: none
+    uint64_t watch_requests      # the watcher's: requests when it last looked
     # what it cost, one writer at a time [monitor]
     uint64_t requests
     uint64_t bytes_copied
@@ -80,7 +110,7 @@ cdef VscSlot *vsc_slot(Vsc *vsc) noexcept nogil
 # [monitor] Gives a slot back that was not sent.
 cdef void vsc_slot_return(Vsc *vsc, VscSlot *slot) noexcept nogil
 # [monitor] Takes bounce pages for `length` bytes; False when there are too few now.
-cdef bint vsc_pages(Vsc *vsc, VscSlot *slot, uint32_t length) noexcept nogil
+cdef bint vsc_pages(Vsc *vsc, VscUnit *unit, VscSlot *slot, uint32_t length) noexcept nogil
 # [monitor] Copies between the slot's bounce pages and memory of this process.
 cdef void vsc_copy_out(Vsc *vsc, VscSlot *slot, uint8_t *to, uint32_t length) noexcept nogil
 cdef void vsc_copy_in(Vsc *vsc, VscSlot *slot, const uint8_t *data, uint32_t length) noexcept nogil
@@ -98,3 +128,33 @@ cdef int vsc_wait(Vsc *vsc, int64_t deadline_ns) noexcept nogil
 
 # [monitor] The owner goes away: its slots are orphans, freed when their completions come.
 cdef void vsc_abandon(Vsc *vsc, void *owner) noexcept nogil
+
+# Refusals. The host takes a limited number of requests of one unit (TASK SET FULL, BUSY): a caller asks vsc_admits
+# before it sends, has vsc_again judge each completion, sends again what that says, and waits by vsc_wait_for.
+
+# [monitor] Whether the unit takes one more request now, as far as is known.
+cdef inline bint vsc_admits(const VscUnit *unit) noexcept nogil:
+    return unit.limit == 0 or (
+        unit.in_flight < unit.limit and (unit.refusals == 0 or <int64_t> clock_ns() >= unit.retry_ns))
+
+# [monitor, in done()] Whether the SRB was not executed and is to be sent again when the unit admits it: it was refused,
+# or got a unit attention, which is noted.
+cdef inline bint vsc_again(Vsc *vsc, VscSlot *slot) noexcept nogil:
+    if slot.reply.u.scsi.srb_status == 0x01 and slot.unit.limit == 0:
+        slot.unit.attentions_in_row = 0
+        return False
+    return vsc_judge(vsc, slot)
+
+cdef bint vsc_judge(Vsc *vsc, VscSlot *slot) noexcept nogil
+# [monitor] vsc_wait, but no longer than until a unit that refused everything is to be asked again (VSC_OK).
+cdef int vsc_wait_for(Vsc *vsc, const VscUnit *unit, int64_t deadline_ns) noexcept nogil
+
+# Waits until something completed on one of several channels, none of whose monitors the caller holds; as vsc_wait.
+# seen: each channel's `progress` when the caller last looked at it under its monitor.
+cdef int vsc_wait_any(Vsc **channels, const uint32_t *seen, uint32_t count, int64_t deadline_ns) noexcept nogil
+
+# [monitor] For the watcher: takes what the host said while nobody waits. True: the channel is in use, look again soon;
+# False: the host's next packet is signalled.
+cdef bint vsc_look(Vsc *vsc) noexcept nogil
+# [monitor] Wakes the watcher.
+cdef void vsc_call_watcher(Vsc *vsc) noexcept nogil
