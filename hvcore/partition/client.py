@@ -188,10 +188,10 @@ class VirtualMachine:
         self.host.call("delete", vm=self.name)
         self.host.forget(self.name)
 
-    def attach(self, timeout: float = 30.0) -> Guest:
-        """This process becomes the VM's child partition, until the Guest is closed."""
+    def attach(self, timeout: float = 30.0, *, sub_channels: int | None = None, queue_policy: str = "thread") -> Guest:
+        """This process becomes the VM's child partition, until the Guest is closed. The options are the Guest's."""
         sock, disks = self.host.attach(self.name)
-        guest = Guest(sock, disks, timeout=timeout)
+        guest = Guest(sock, disks, timeout=timeout, sub_channels=sub_channels, queue_policy=queue_policy)
         self.host.keep(guest)
         return guest
 

@@ -153,6 +153,20 @@ class VmbusClient:
         with self._changed:
             return list(self._channels.values())
 
+    def wait_for_channel(self, wanted: Callable[[ClientChannel], bool], timeout: float | None = None) -> ClientChannel:
+        """The first offered channel that is wanted; waits for its offer, which may come at any time (ST-13, CM-20)."""
+        deadline = self._deadline(timeout)
+        with self._changed:
+            while True:
+                self._check(None)
+                for channel in self._channels.values():
+                    if wanted(channel):
+                        return channel
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError("the host did not offer the channel in time")
+                self._changed.wait(left)
+
     def create_gpadl(self, channel: ClientChannel, pfns: Iterable[int], timeout: float | None = None) -> int:
         """Gives the host whole pages, in this order; the handle. HostError when the host refuses. After a timeout
         the pages may be the host's until the connection ends."""
@@ -351,6 +365,7 @@ class VmbusClient:
         if offer.connection_id is None:
             raise ProtocolError("an offer without signal connection (3.9)")
         channel = self._channels[offer.relid] = ClientChannel(offer)
+        self._changed.notify_all()
         return channel
 
     def _rescinded(self, message: RescindChannelOffer) -> ClientChannel:

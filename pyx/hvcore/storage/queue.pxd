@@ -155,6 +155,6 @@ cdef int vsc_wait_any(Vsc **channels, const uint32_t *seen, uint32_t count, int6
 
 # [monitor] For the watcher: takes what the host said while nobody waits. True: the channel is in use, look again soon;
 # False: the host's next packet is signalled.
-cdef bint vsc_look(Vsc *vsc) noexcept nogil
+cdef bint vsc_attend(Vsc *vsc) noexcept nogil
 # [monitor] Wakes the watcher.
 cdef void vsc_call_watcher(Vsc *vsc) noexcept nogil

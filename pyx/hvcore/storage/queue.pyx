@@ -548,7 +548,7 @@ cdef int vsc_wait_any(Vsc **channels, const uint32_t *seen, uint32_t count, int6
 
 # For the watcher.
 
-cdef bint vsc_look(Vsc *vsc) noexcept nogil:
+cdef bint vsc_attend(Vsc *vsc) noexcept nogil:
     if vsc.leader:                           # it takes what comes
         return True
     if vsc.corrupt or load_acquire32(&vsc.gone):

@@ -20,7 +20,8 @@ from hvcore.storage.protocol cimport (
     NT_SUCCESS, VSTOR_BEGIN_INITIALIZATION, VSTOR_COMPLETE_IO, VSTOR_CREATE_SUB_CHANNELS, VSTOR_END_INITIALIZATION,
     VSTOR_MULTI_CHANNEL, VSTOR_QUERY_PROPERTIES, VSTOR_QUERY_PROTOCOL_VERSION, VSTOR_REQUEST_COMPLETION,
     VSTOR_RESET_BUS, VSTOR_RESET_LUN)
-from hvcore.storage.queue cimport VSC_ATTENTIONS, VSC_CHANNELS, VSC_UNITS, VscUnit
+from hvcore.storage.queue cimport (
+    VSC_ATTENTIONS, VSC_CHANNELS, VSC_NOTICE_REMOVE, VSC_UNITS, VscUnit, vsc_call_watcher, vsc_wait)
 from hvcore.storage.transfer cimport Command, Spread, Transfer, command_run, spread_run, transfer_run
 from hvcore.vmbus.abi cimport PAGE_SIZE, RingControl
 from hvcore.vmbus.events cimport EventPage, event_end_guest
@@ -517,6 +518,20 @@ cdef class Channel:
         return {"requests": vsc.requests, "bytes_copied": vsc.bytes_copied, "doorbells": vsc.doorbells,
                 "blocking_waits": vsc.blocking_waits, "strays": vsc.strays}
 
+    def drain(self, timeout=None):
+        """Waits until nothing is in flight on this channel. TimeoutError."""
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef int result = VSC_INTERRUPTED
+        while result == VSC_INTERRUPTED:
+            with nogil:
+                monitor_lock(&self.vsc.monitor)
+                result = VSC_OK
+                while self.vsc.in_flight and result == VSC_OK:
+                    result = vsc_wait(&self.vsc, deadline)
+                monitor_unlock(&self.vsc.monitor)
+            PyErr_CheckSignals()
+        raise_result(result)
+
     def end(self):
         """The host or the channel is gone: every wait ends with GuestGone, now and later."""
         with nogil:
@@ -526,6 +541,8 @@ cdef class Channel:
                 close(self.vsc.doorbell)
                 self.vsc.doorbell = -1
             store_release32(&self.vsc.gone, 1)
+            self.vsc.notices |= VSC_NOTICE_REMOVE
+            vsc_call_watcher(&self.vsc)
             monitor_unlock(&self.vsc.monitor)
             # A leader may hold the sleep word. Both words change, so no waiter can miss it.
             fetch_add32(&self.vsc.progress, 1)

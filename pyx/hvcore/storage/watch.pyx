@@ -15,7 +15,7 @@ from hvcore.linux.atomics cimport fetch_add32, load_acquire32, store_release32
 from hvcore.linux.syscalls cimport futex_wait, futex_wake
 from hvcore.linux.threads cimport Monitor, monitor_destroy, monitor_init, monitor_lock, monitor_unlock
 from hvcore.memory.region cimport Region
-from hvcore.storage.queue cimport VSC_INTERRUPTED, VSC_OK, VSC_GONE, Vsc, vsc_look
+from hvcore.storage.queue cimport VSC_INTERRUPTED, VSC_OK, VSC_GONE, Vsc, vsc_attend
 from hvcore.storage.vsc cimport Channel
 from hvcore.vmbus.events cimport EventPage, event_end_guest, event_guest_pending, event_guest_sleeps, event_guest_wait
 from hvcore.vmbus.ring cimport ring_poll
@@ -43,7 +43,7 @@ cdef bint watch_look(Watch *watch, bint *in_use) noexcept nogil:
     for i in range(watch.count):
         vsc = watch.channels[i]
         monitor_lock(&vsc.monitor)
-        if vsc_look(vsc):
+        if vsc_attend(vsc):
             in_use[0] = True
         if vsc.notices:
             found = True
@@ -54,7 +54,7 @@ cdef bint watch_look(Watch *watch, bint *in_use) noexcept nogil:
 
 cdef int watch_sleep(Watch *watch, uint32_t seen) noexcept nogil:
     """Until the host signals a channel, or something changed since the watch word was `seen`: the waiter's half of the
-    protocol in events.pxd; vsc_look has unmasked the rings."""
+    protocol in events.pxd; vsc_attend has unmasked the rings."""
     cdef uint32_t word = event_guest_sleeps(watch.events), i
     cdef bint ready = load_acquire32(&watch.word) != seen
     cdef Vsc *vsc
