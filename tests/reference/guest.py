@@ -124,6 +124,13 @@ class Guest:
             assert channel.open()
         return channel
 
+    def add_sub(self, primary: "Channel", sub: int, ring_pages: int = 2) -> "Channel":
+        """A sub-channel of the primary's controller, opened."""
+        channel = Channel(self, primary.index, ring_pages, sub)
+        self.channels.append(channel)
+        assert channel.open()
+        return channel
+
     def attach(self) -> None:
         if not self.attached:
             self.dispatch.attach(self.memory, self.events, self.doorbell)
@@ -177,10 +184,10 @@ class Guest:
 
 
 class Channel:
-    """One storage channel: `ring_pages` data pages in each direction."""
+    """One storage channel: `ring_pages` data pages in each direction. sub: 0 for the primary of controller `index`."""
 
-    def __init__(self, guest: Guest, index: int, ring_pages: int) -> None:
-        self.guest, self.index, self.relid = guest, index, index + 1
+    def __init__(self, guest: Guest, index: int, ring_pages: int, sub: int = 0) -> None:
+        self.guest, self.index, self.sub, self.relid = guest, index, sub, index + 1 + 64 * sub
         self.size = ring_pages * PAGE
         # Not adjacent, so that packets cross from page to page elsewhere.
         self.pfns = guest.pages(2 * (ring_pages + 1))[::-1]
@@ -201,7 +208,7 @@ class Channel:
             self.guest.write(page, bytes(PAGE))
         self.to_host = Ring.attach(self.guest.memory, pages=self.pfns[: self.downstream], role="guest")
         self.to_guest = Ring.attach(self.guest.memory, pages=self.pfns[self.downstream :], role="guest")
-        return self.guest.dispatch.open_channel(self.index, 0, self.relid, self.pfns, self.downstream)
+        return self.guest.dispatch.open_channel(self.index, self.sub, self.relid, self.pfns, self.downstream)
 
     def release(self) -> None:
         for ring in (self.to_host, self.to_guest):
@@ -210,14 +217,14 @@ class Channel:
         self.to_host = self.to_guest = None
 
     def close(self, timeout: float = PATIENCE_S) -> bool:
-        return self.guest.dispatch.close_channel(self.index, 0, timeout)
+        return self.guest.dispatch.close_channel(self.index, self.sub, timeout)
 
     def reopen(self) -> None:
         assert self.close()
         assert self.open()
 
     def inspect(self) -> dict[str, object]:
-        return self.guest.dispatch.inspect(self.index)
+        return self.guest.dispatch.inspect(self.index, self.sub)
 
     def signal(self) -> None:
         self.guest.signal(self.relid)
