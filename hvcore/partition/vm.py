@@ -216,6 +216,8 @@ class Vm:
         self._loop.remove(self._sub_channels)
         self.report_events()
         self.storage.close()
+        del self._log_reader  # a view of the memory
+        self._log.close()
 
     # The worker.
 
