@@ -38,7 +38,7 @@ MODULES = {
     "scsi": ["inquiry", "media", "mode", "target"],
     "storage": ["gate", "protocol", "queue", "transfer", "vsp", "vsc", "watch"],
     "ide": ["dma", "identify", "command", "controller", "device", "driver", "pci"],
-    "dispatch": ["emulated", "floor", "host", "load", "loop", "pool", "synthetic", "worker"],
+    "dispatch": ["emulated", "host", "load", "loop", "pool", "synthetic", "worker"],
 }
 
 FLAVOR = os.environ.get("HVCORE_FLAVOR", "release")

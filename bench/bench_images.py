@@ -23,9 +23,8 @@ from typing import Any
 import pytest
 
 import hvcore.vhd
-from bench.bench_dispatch import loaded
 from bench.contest import MIB, Contest, Run, folders, machine, process, python, table
-from bench.rounds import Rounds
+from bench.rounds import Rounds, loaded
 from bench.rounds import table as reads_table
 from hvcore.disk.image import open_image
 from hvcore.dispatch.load import fill_pattern, run_disk

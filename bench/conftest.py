@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 @pytest.fixture(scope="module")
 def image() -> Iterator[Path]:
     """The image that the benchmarks read."""
-    from bench.rounds import image_file
+    from bench.image import image_file
 
     with image_file() as path:
         yield path

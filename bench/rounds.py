@@ -1,57 +1,16 @@
-"""What the benchmarks of disk requests share: the file, the offsets, and rounds of several contestants in turn."""
+"""Rounds of several contestants that do the same reads in turn."""
 
-import argparse
-import contextlib
-import json
 import os
 import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-import hvcore.metrics.histogram
+from bench.image import BLOCK, flavor
 from hvcore.metrics.histogram import LatencyHistogram
-from hvcore.report.bench import make_image
 from hvcore.report.machine import cpu_model
 
-FILE_BYTES = 256 << 20
-BLOCK = 4096
 ROUNDS = 11
-DEPTHS = (1, 32)
-
-Offsets = npt.NDArray[np.uint64]
-
-
-@contextlib.contextmanager
-def image_file() -> Iterator[Path]:
-    """A file of written bytes, so that every block is a page of its own in the cache; gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="hvcore-bench-") as folder:
-        path = Path(folder, "image")
-        make_image(str(path), FILE_BYTES)
-        yield path
-
-
-def random_offsets(seed: int, requests: int) -> Offsets:
-    blocks = np.random.default_rng(seed).integers(0, FILE_BYTES // BLOCK, requests, dtype=np.uint64)
-    return blocks * np.uint64(BLOCK)
-
-
-def placement() -> tuple[int, int] | None:
-    """A CPU for either side of the floor, where there are two."""
-    cpus = sorted(os.sched_getaffinity(0))
-    return (cpus[0], cpus[1]) if len(cpus) > 1 else None
-
-
-def flavor() -> str:
-    """Of the compiled modules: the folder's below build/, else release, as an installation and a build in place are."""
-    parts = Path(hvcore.metrics.histogram.__file__).parts
-    return parts[parts.index("build") + 1] if "build" in parts[:-1] else "release"
 
 
 @dataclass(frozen=True)
@@ -66,33 +25,11 @@ class Result:
 Contestant = Callable[[int], Result]  # from the seed of the round's offsets
 
 
-def each(step: Callable[[int], Any], requests: int) -> Contestant:
-    """Calls `step` with one offset after the other, from Python, and times every call."""
-
-    def run(seed: int) -> Result:
-        places = random_offsets(seed, requests).tolist()
-        histogram = LatencyHistogram()
-        start_ns = now_ns = time.monotonic_ns()
-        for offset in places:
-            step(offset)
-            before_ns, now_ns = now_ns, time.monotonic_ns()
-            histogram.record(now_ns - before_ns)
-        return Result(requests, (now_ns - start_ns) / 1e9, histogram)
-
-    return run
-
-
-def preadv_step(fd: int, depth: int) -> Callable[[int], Any]:
-    """os.preadv into `depth` buffers in turn."""
-    buffers = [[bytearray(BLOCK)] for _ in range(depth)]
-    turn = 0
-
-    def step(offset: int) -> None:
-        nonlocal turn
-        turn = (turn + 1) % depth
-        os.preadv(fd, buffers[turn], offset)
-
-    return step
+def loaded(done: dict[str, Any]) -> Result:
+    """What run_channel and run_disk return."""
+    if done["errors"]:
+        raise RuntimeError(f"{done['errors']} of {done['requests']} reads failed")
+    return Result(done["requests"], done["seconds"], done["latency"])
 
 
 class Rounds:
@@ -193,14 +130,3 @@ def table(figures: dict[str, Any]) -> str:
         lines.append(line)
     lines += [f"{name}: {value}" for name, value in figures.get("notes", {}).items()]
     return "\n".join(lines)
-
-
-def script(description: str, compare: Callable[[Path, int], dict[str, Any]]) -> None:
-    """The command line: figures for each queue depth."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", action="store_true", help="one object per queue depth instead of tables")
-    arguments = parser.parse_args()
-    with image_file() as path:
-        for depth in DEPTHS:
-            figures = compare(path, depth)
-            print(json.dumps(figures) if arguments.json else table(figures), flush=True)

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import hvcore
-from hvcore.dispatch.floor import MAX_DEPTH, Floor, local_preadv
 from hvcore.errors import HostError, ImageError
+
+program = pytest.importorskip("bench_floor", reason="built only with HVCORE_EXTRA=bench")
+Floor, local_preadv, MAX_DEPTH = program.Floor, program.local_preadv, program.MAX_DEPTH
 
 BLOCKS = 64
 ENDLESS = bytes(8 * 20_000_000)  # offsets of a run that only its end ends
@@ -66,6 +68,26 @@ def test_reads_the_blocks(image: Path, depth: int) -> None:
             assert 0 < histogram.min / 1e9 <= histogram.max / 1e9 <= seconds
         for i in range(2 * len(numbers) - depth, 2 * len(numbers)):
             assert floor.block(i % depth) == block(numbers[i % len(numbers)] + 1)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_writes_the_blocks(image: Path, depth: int) -> None:
+    before = image.read_bytes()
+    with Floor(image, depth=depth, write=True) as floor:
+        floor.run(offsets(0, 5, BLOCKS - 1))
+        written = floor.block(0)
+    after = image.read_bytes()
+    for number in range(BLOCKS):
+        place = slice(number * 4096, (number + 1) * 4096)
+        assert after[place] == (written if number in (0, 5, BLOCKS - 1) else before[place])
+
+
+def test_reads_into_a_given_buffer(image: Path) -> None:
+    buffer = bytearray(2 * 4096)
+    local_preadv(image, offsets(7, 8, 9), depth=2, buffer=buffer)
+    assert bytes(buffer) == block(10) + block(9)
+    with pytest.raises(ValueError, match="do not hold 3 blocks"):
+        local_preadv(image, offsets(7), depth=3, buffer=buffer)
 
 
 @pytest.mark.parametrize("size", [512, 4096, 65536])
@@ -239,7 +261,7 @@ def test_close_while_running(image: Path) -> None:
 
 CLIENT = """
 import sys, threading
-from hvcore.dispatch.floor import Floor
+from bench_floor import Floor
 floor = Floor(sys.argv[1])
 if sys.argv[2] == "running":
     offsets = memoryview(bytes(8 * 20_000_000)).cast("Q")
@@ -252,7 +274,7 @@ sys.stdin.read()
 
 
 def client(image: Path, state: str) -> "subprocess.Popen[bytes]":
-    root = str(Path(hvcore.__file__).parent.parent)
+    root = os.pathsep.join(str(path) for path in (Path(program.__file__).parent, Path(hvcore.__file__).parent.parent))
     return subprocess.Popen(
         [sys.executable, "-c", CLIENT, str(image), state],
         stdin=subprocess.PIPE,

@@ -1,9 +1,9 @@
-"""The floor under every dispatch figure: two processes, two bare rings, one preadv per request.
+"""The floor under every dispatch figure: two processes, two bare rings, one preadv or pwritev per request.
 
 The client posts offset, length and slot; the server process reads the file straight into the slot's part of the shared
-memory and posts the answer. No headers, no doorbells, no checks of a protocol: both sides spin. What a path costs more
-than this is the price of VMBus, SCSI and emulation; what this costs more than local_preadv() is the price of a second
-process.
+memory, or writes from there, and posts the answer. No headers, no doorbells, no checks of a protocol: both sides spin.
+What a path costs more than this is the price of VMBus, SCSI and emulation; what this costs more than local_preadv() is
+the price of a second process.
 """
 
 import os
@@ -14,7 +14,7 @@ import sys
 import hvcore
 
 cimport cython
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer, Py_buffer
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, EIO
@@ -26,7 +26,7 @@ from posix.unistd cimport getppid
 from hvcore.errors import HostError, ImageError
 from hvcore.linux.atomics cimport cpu_relax, load_acquire32, store_release32
 from hvcore.linux.clock cimport clock_ns
-from hvcore.linux.syscalls cimport iovec, preadv2
+from hvcore.linux.syscalls cimport iovec, preadv2, pwritev2
 from hvcore.memory.region cimport Region
 from hvcore.metrics.histogram cimport Histogram, LatencyHistogram, histogram_record
 
@@ -96,18 +96,18 @@ cdef inline bint await_entry(const FloorEntry *entry, uint64_t position, bint yi
     return False
 
 
-cdef inline int64_t read_block(int fd, void *block, uint32_t length, uint64_t offset) noexcept nogil:
+cdef inline int64_t move_block(int fd, void *block, uint32_t length, uint64_t offset, bint write) noexcept nogil:
     cdef iovec vector
     cdef int64_t result = -EINTR
     vector.iov_base = block
     vector.iov_len = length
     while result == -EINTR:
-        result = preadv2(fd, &vector, 1, offset, 0)
+        result = pwritev2(fd, &vector, 1, offset, 0) if write else preadv2(fd, &vector, 1, offset, 0)
     return result
 
 
 cdef int serve_run(FloorRings *rings, uint8_t *blocks, uint32_t depth, uint32_t block_size, int fd, pid_t client,
-                   bint yielding, uint64_t position, uint64_t end) noexcept nogil:
+                   bint yielding, bint write, uint64_t position, uint64_t end) noexcept nogil:
     """The server's loop over requests `position` to `end`. STEP_DONE or STEP_ORPHANED."""
     cdef FloorEntry *request
     cdef FloorEntry *answer
@@ -122,7 +122,7 @@ cdef int serve_run(FloorRings *rings, uint8_t *blocks, uint32_t depth, uint32_t 
         length = request.length
         slot = request.slot
         if slot < depth and length <= block_size:
-            answer.result = read_block(fd, blocks + <uint64_t> slot * block_size, length, request.offset)
+            answer.result = move_block(fd, blocks + <uint64_t> slot * block_size, length, request.offset, write)
         else:
             answer.result = -EIO
         answer.slot = slot
@@ -203,9 +203,9 @@ cdef int take_offsets(object offsets, Py_buffer *view, uint64_t size, uint32_t b
     return 0
 
 
-cdef int open_file(path, uint64_t *size, uint32_t block_size) except -1:
-    """A descriptor of the file for reading, and its size, which holds one block or more."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+cdef int open_file(path, uint64_t *size, uint32_t block_size, bint write=False) except -1:
+    """A descriptor of the file, and its size, which holds one block or more."""
+    fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
     try:
         size[0] = os.lseek(fd, 0, os.SEEK_END)
         if size[0] < block_size:
@@ -224,15 +224,15 @@ cdef int check_shape(block_size, depth) except -1:
     return 0
 
 
-cdef object read_failure(path, uint64_t offset, int64_t result):
+cdef object failure(path, uint64_t offset, int64_t result, bint write=False):
     if result < 0:
-        return ImageError(-result, f"cannot read at {offset}: {os.strerror(-result)}", path)
+        return ImageError(-result, f"cannot {'write' if write else 'read'} at {offset}: {os.strerror(-result)}", path)
     return ImageError(EIO, f"the file ends in the block at {offset}", path)
 
 
 @cython.final
 cdef class Floor:
-    """A server process that reads blocks of a file into shared memory, and the client's end here.
+    """A server process that reads blocks of a file into shared memory, or writes them from there, and the client's end.
 
     run() may be called any number of times, by one thread at a time; between runs the server sleeps. The server ends
     with close(), with this process, whatever ends it, and with any exception that interrupts a run.
@@ -241,15 +241,16 @@ cdef class Floor:
     cdef Region region
     cdef object path, process, link, cpus
     cdef readonly uint32_t block_size, depth
+    cdef readonly bint write
     cdef uint64_t size
     cdef bint running, yielding
     cdef uint64_t position
     cdef uint64_t[256] posted_ns
 
-    def __init__(self, path, block_size=4096, depth=1, cpus=None):
+    def __init__(self, path, block_size=4096, depth=1, cpus=None, *, write=False):
         """`block_size`: bytes of each request; `depth`: 1 to MAX_DEPTH requests on their way at a time; `cpus`: the CPU
         of the thread in run() and that of the server, or None to leave the placement to the scheduler, which now and
-        then puts both on one CPU.
+        then puts both on one CPU; `write`: whether requests write instead of read.
 
         OSError when the file cannot be opened, ValueError when it is smaller than a block or a CPU is not to be had,
         HostError when the server does not start.
@@ -260,7 +261,8 @@ cdef class Floor:
         self.path = os.fspath(path)
         self.block_size = block_size
         self.depth = depth
-        fd = open_file(self.path, &self.size, block_size)
+        self.write = write
+        fd = open_file(self.path, &self.size, block_size, write)
         try:
             blocks = -(-depth * block_size // 4096) * 4096
             self.region = Region.create(sizeof(FloorRings) + blocks, "hvcore-floor")
@@ -281,13 +283,15 @@ cdef class Floor:
 
     cdef int start(self, int fd) except -1:
         self.link, peer = socket.socketpair()
-        numbers = [self.region.fd, fd, peer.fileno(), os.getpid(), self.depth, self.block_size, self.yielding]
-        package = os.path.dirname(os.path.dirname(hvcore.__file__))
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        numbers = [self.region.fd, fd, peer.fileno(), os.getpid(), self.depth, self.block_size, self.yielding,
+                   self.write]
+        # Where this module and the package are.
+        here = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(hvcore.__file__))]
+        path = os.pathsep.join(filter(None, [*here, os.environ.get("PYTHONPATH")]))
         with peer:
             # A session of its own: Ctrl-C is for the client, which then ends the server.
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", "from hvcore.dispatch.floor import serve; serve()",
+                [sys.executable, "-P", "-c", "from bench_floor import serve; serve()",
                  *(str(int(number)) for number in numbers)],
                 pass_fds=(self.region.fd, fd, peer.fileno()), stdin=subprocess.DEVNULL, start_new_session=True,
                 env={**os.environ, "PYTHONPATH": path})
@@ -309,7 +313,8 @@ cdef class Floor:
         return self.process.pid if self.process is not None else None
 
     def block(self, uint32_t slot):
-        """A copy of what was read last into a slot; the n-th request of all runs (from 0) uses slot n % depth."""
+        """A copy of a slot, that is of what was read last into it or is written from it; the n-th request of all runs
+        (from 0) uses slot n % depth."""
         if self.region is None:
             raise ValueError("the floor is closed")
         if slot >= self.depth:
@@ -318,11 +323,11 @@ cdef class Floor:
             <char *> self.region.base + sizeof(FloorRings) + <uint64_t> slot * self.block_size, self.block_size)
 
     def run(self, offsets):
-        """Reads one block at each offset, in order, `depth` at a time: (seconds, LatencyHistogram).
+        """Reads or writes one block at each offset, in order, `depth` at a time: (seconds, LatencyHistogram).
 
         `offsets` is a numpy uint64 array or any other buffer of unsigned 64-bit integers; latencies are from post to
-        answer. ValueError when an offset is not within the file (nothing is read then), ImageError for the first read
-        that failed, HostError when the server is gone, which closes the floor, as Ctrl-C does.
+        answer. ValueError when an offset is not within the file (nothing is done then), ImageError for the first
+        request that failed, HostError when the server is gone, which closes the floor, as Ctrl-C does.
         """
         if self.region is None:
             raise ValueError("the floor is closed")
@@ -362,7 +367,7 @@ cdef class Floor:
         finally:
             PyBuffer_Release(&view)
         if failed is not None:
-            raise read_failure(self.path, failed, run.result)
+            raise failure(self.path, failed, run.result, self.write)
         return (run.now_ns - start_ns) / 1e9, histogram
 
     cdef int drive(self, Client *run, uint64_t *start_ns) except -1:
@@ -407,10 +412,10 @@ def serve():
     """The server process: one run per 8-byte end position on the socket, until end-of-file."""
     cdef int memory, fd, number, pid, step
     cdef uint32_t depth, block_size
-    cdef bint yielding
+    cdef bint yielding, write
     cdef uint64_t end
     cdef uint64_t position = 0
-    memory, fd, number, pid, depth, block_size, yielding = map(int, sys.argv[1:])
+    memory, fd, number, pid, depth, block_size, yielding, write = map(int, sys.argv[1:])
     cdef Region region = Region.attach(memory)
     if region.size < sizeof(FloorRings) + <uint64_t> depth * block_size:
         raise ValueError(f"{region.size} bytes of shared memory do not hold {depth} blocks of {block_size}")
@@ -422,7 +427,7 @@ def serve():
                 link.sendall(b"+")
                 with nogil:
                     step = serve_run(<FloorRings *> region.base, region.base + sizeof(FloorRings), depth, block_size,
-                                     fd, pid, yielding, position, end)
+                                     fd, pid, yielding, write, position, end)
                 if step == STEP_ORPHANED:
                     return
                 position = end
@@ -436,8 +441,8 @@ cdef int local_advance(int fd, uint8_t *blocks, Client *run) noexcept nogil:
     cdef int64_t result
     while run.answered < run.end:
         position = run.answered
-        result = read_block(
-            fd, blocks + (position % run.depth) * run.block_size, run.block_size, run.offsets[position])
+        result = move_block(
+            fd, blocks + (position % run.depth) * run.block_size, run.block_size, run.offsets[position], False)
         if result != run.block_size and run.result == run.block_size:
             run.result = result
             run.failed = position
@@ -450,16 +455,16 @@ cdef int local_advance(int fd, uint8_t *blocks, Client *run) noexcept nogil:
     return STEP_PAUSED if run.answered < run.end else STEP_DONE
 
 
-def local_preadv(path, offsets, block_size=4096, depth=1):
+def local_preadv(path, offsets, block_size=4096, depth=1, buffer=None):
     """The same reads by a plain loop of preadv in this thread, without the GIL: (seconds, LatencyHistogram).
 
-    `depth` only says over how many blocks of memory the reads go round, as those of a Floor do. Errors as Floor.run().
+    `depth` only says over how many blocks of memory the reads go round, as those of a Floor do: blocks of the writable
+    `buffer`, or of memory like the floor's. Errors as Floor.run(); ValueError also for a buffer that is too small.
     """
     check_shape(block_size, depth)
     cdef uint64_t size, start_ns
     cdef Client run
-    cdef Py_buffer view
-    cdef Region region
+    cdef Py_buffer view, target
     cdef LatencyHistogram histogram = LatencyHistogram.__new__(LatencyHistogram)
     cdef int step = STEP_PAUSED
     path = os.fspath(path)
@@ -474,15 +479,21 @@ def local_preadv(path, offsets, block_size=4096, depth=1):
             run.end = view.len // 8
             run.result = run.block_size
             run.histogram = &histogram.data
-            # The same kind of memory as the floor's.
-            region = Region.create(-(-depth * block_size // 4096) * 4096, "hvcore-local")
-            start_ns = run.now_ns = clock_ns()
-            while step == STEP_PAUSED:
-                with nogil:
-                    step = local_advance(fd, region.base, &run)
-                PyErr_CheckSignals()
+            if buffer is None:
+                buffer = Region.create(-(-depth * block_size // 4096) * 4096, "hvcore-local")
+            PyObject_GetBuffer(buffer, &target, PyBUF_WRITABLE)
+            try:
+                if target.len < <Py_ssize_t> depth * block_size:
+                    raise ValueError(f"{target.len} bytes do not hold {depth} blocks of {block_size}")
+                start_ns = run.now_ns = clock_ns()
+                while step == STEP_PAUSED:
+                    with nogil:
+                        step = local_advance(fd, <uint8_t *> target.buf, &run)
+                    PyErr_CheckSignals()
+            finally:
+                PyBuffer_Release(&target)
             if run.result != run.block_size:
-                raise read_failure(path, run.offsets[run.failed], run.result)
+                raise failure(path, run.offsets[run.failed], run.result)
         finally:
             PyBuffer_Release(&view)
     finally:
