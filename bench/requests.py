@@ -142,11 +142,14 @@ class LinePass:
 
     def run(self, trips: int, runs: int) -> Figures:
         """The median of short runs, each of which the two threads begin together."""
-        word = memoryview(bytearray(192))[64:128]
+        words = memoryview(bytearray(64 * (runs + 2)))  # a line of its own for each run, wherever the first begins
 
         def side(cpu: int, first: bool) -> list[int]:
             with pinned(cpu):
-                return [bench_ringloop.line_pass(word, trips, first) for _ in range(runs)]
+                return [
+                    bench_ringloop.line_pass(words[64 * (run + 1) : 64 * (run + 2)], trips, first)
+                    for run in range(runs)
+                ]
 
         sides = [self.threads.submit(side, cpu, not index) for index, cpu in enumerate(self.place)]
         return {"ns": statistics.median(sides[0].result()) / trips}
