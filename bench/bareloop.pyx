@@ -45,12 +45,16 @@ def bare_produce(buffer not None, uint64_t count, uint64_t size, uint64_t burst)
     cdef Bare ring
     cdef uint8_t[8192] body
     cdef uint64_t sent, end, out, published
+    cdef uint8_t *slot
+    cdef uint8_t *last
     PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
     try:
         bare_open(&ring, &view, size)
         memset(body, 1, sizeof(body))
         with nogil:
             sent = published = ring.in_[0]
+            slot = ring.base + sent % ring.slots * size
+            last = ring.base + (ring.slots - 1) * size
             out = load_acquire64(ring.out)
             end = sent + count
             while sent != end:
@@ -62,7 +66,8 @@ def bare_produce(buffer not None, uint64_t count, uint64_t size, uint64_t burst)
                     if sent - out == ring.slots:
                         cpu_relax()
                     continue
-                memcpy(ring.base + sent % ring.slots * size, body, size)
+                memcpy(slot, body, size)
+                slot = slot + size if slot != last else ring.base
                 sent += 1
                 if sent - published == burst:
                     store_release64(ring.in_, sent)
@@ -78,12 +83,16 @@ def bare_consume(buffer not None, uint64_t count, uint64_t size, uint64_t burst)
     cdef Bare ring
     cdef uint8_t[8192] body
     cdef uint64_t read, end, in_, released
+    cdef uint8_t *slot
+    cdef uint8_t *last
     cdef uint64_t begin = 0
     PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
     try:
         bare_open(&ring, &view, size)
         with nogil:
             read = released = ring.out[0]
+            slot = ring.base + read % ring.slots * size
+            last = ring.base + (ring.slots - 1) * size
             end = read + count
             in_ = load_acquire64(ring.in_)
             while in_ == read:
@@ -99,7 +108,8 @@ def bare_consume(buffer not None, uint64_t count, uint64_t size, uint64_t burst)
                     if in_ == read:
                         cpu_relax()
                     continue
-                memcpy(body, ring.base + read % ring.slots * size, size)
+                memcpy(body, slot, size)
+                slot = slot + size if slot != last else ring.base
                 read += 1
                 if read - released == burst:
                     store_release64(ring.out, read)
