@@ -6,7 +6,7 @@ import os
 cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from hvcore.disk.medium cimport ImageFile, medium_flush, medium_punch, medium_read, medium_write
+from hvcore.disk.medium cimport ImageFile, medium_flush, medium_mapped, medium_punch, medium_read, medium_write
 from hvcore.disk.ops cimport DISK_OK, DISK_RANGE, DISK_READ_ONLY, DISK_UNSUPPORTED, Backend, DiskOps, iovec_span
 from hvcore.linux.syscalls cimport iovec
 
@@ -50,11 +50,19 @@ cdef int file_trim(void *pointer, uint64_t offset, uint64_t length) noexcept nog
     return medium_punch(state.medium, state.base + offset, length)
 
 
+cdef int64_t file_status(void *pointer, uint64_t offset, uint64_t length, bint *mapped) noexcept nogil:
+    cdef FileState *state = <FileState *> pointer
+    if offset > state.size or state.size - offset < length:
+        return DISK_RANGE
+    return medium_mapped(state.medium, state.base + offset, length, mapped)
+
+
 cdef DiskOps OPS
 OPS.read = file_read
 OPS.write = file_write
 OPS.flush = file_flush
 OPS.trim = file_trim
+OPS.status = file_status
 
 
 def pieces_of(ImageFile file, base, size):

@@ -4,7 +4,7 @@
 #
 # Offsets are bytes in the file, already checked by the backend. Any number of threads may call at once.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from hvcore.linux.syscalls cimport iovec
 
@@ -67,6 +67,8 @@ cdef int medium_write(Medium *medium, uint64_t offset, const iovec *iov, int cou
 cdef int medium_flush(Medium *medium) noexcept nogil
 # DISK_UNSUPPORTED: the file system cannot.
 cdef int medium_punch(Medium *medium, uint64_t offset, uint64_t length) noexcept nogil
+# How many of `length` bytes (> 0) are alike: data, or a hole of the file. That number, or a DiskStatus.
+cdef int64_t medium_mapped(Medium *medium, uint64_t offset, uint64_t length, bint *mapped) noexcept nogil
 # New bytes read as zeros.
 cdef int medium_resize(Medium *medium, uint64_t size) noexcept nogil
 # Nothing that is written from now on is kept or promised: a write that other writes depend on has failed.

@@ -6,7 +6,7 @@ from bisect import bisect_right
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, EDQUOT, EFBIG, EINTR, EIO, ENOSPC, EOPNOTSUPP
+from libc.errno cimport EAGAIN, EDQUOT, EFBIG, EINTR, EINVAL, EIO, ENOSPC, ENXIO, EOPNOTSUPP
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -38,11 +38,20 @@ cdef extern from *:
         int flags = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
         return fallocate(fd, flags, (off_t) offset, (off_t) length) < 0 ? -errno : 0;
     }
+    /* SEEK_DATA or SEEK_HOLE; the descriptor's own position is used by nothing else. */
+    static inline int64_t hv_seek(int fd, uint64_t offset, int whence) {
+        off_t found = lseek(fd, (off_t) offset, whence);
+        return found < 0 ? -errno : (int64_t) found;
+    }
     static inline int hv_truncate(int fd, uint64_t size) {
         return ftruncate(fd, (off_t) size) < 0 ? -errno : 0;
     }
     """
     int64_t write_all "hv_write_all"(int fd, const void *data, uint64_t length) noexcept nogil
+    enum:
+        SEEK_DATA
+        SEEK_HOLE
+    int64_t seek "hv_seek"(int fd, uint64_t offset, int whence) noexcept nogil
     int punch_hole "hv_punch_hole"(int fd, uint64_t offset, uint64_t length) noexcept nogil
     int truncate_file "hv_truncate"(int fd, uint64_t size) noexcept nogil
 
@@ -298,6 +307,33 @@ cdef int medium_punch(Medium *medium, uint64_t offset, uint64_t length) noexcept
     if result < 0:
         return write_status(result)
     return DISK_WRITE_ERROR if journal_put(medium, JOURNAL_PUNCH, offset, length, NULL) else DISK_OK
+
+
+cdef int64_t medium_mapped(Medium *medium, uint64_t offset, uint64_t length, bint *mapped) noexcept nogil:
+    cdef int64_t at
+    cdef bint half
+    cdef int result = probe_call(medium, &half)
+    if result:
+        return DISK_READ_ERROR
+    mapped[0] = True
+    if medium.overlay != NULL:                     # what a log will change is not in the file
+        return <int64_t> length
+    at = seek(medium.fd, offset, SEEK_DATA)
+    if at == -ENXIO:                               # nothing but a hole from here to the end of the file
+        mapped[0] = False
+        return <int64_t> length
+    if at == -EINVAL:                              # the file system, or a device, knows no holes
+        return <int64_t> length
+    if at < 0:
+        return DISK_READ_ERROR
+    mapped[0] = <uint64_t> at == offset
+    if mapped[0]:
+        at = seek(medium.fd, offset, SEEK_HOLE)
+        if at < 0:
+            return DISK_READ_ERROR
+    if <uint64_t> at <= offset:                    # a hole was made, or filled, between the two questions
+        return <int64_t> length
+    return at - <int64_t> offset if <uint64_t> at - offset < length else <int64_t> length
 
 
 cdef int medium_resize(Medium *medium, uint64_t size) noexcept nogil:

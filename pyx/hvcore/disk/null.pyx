@@ -34,11 +34,17 @@ cdef int null_trim(void *pointer, uint64_t offset, uint64_t length) noexcept nog
     return DISK_OK
 
 
+cdef int64_t null_status(void *pointer, uint64_t offset, uint64_t length, bint *mapped) noexcept nogil:
+    mapped[0] = False
+    return <int64_t> length
+
+
 cdef DiskOps OPS
 OPS.read = null_read
 OPS.write = null_write
 OPS.flush = null_flush
 OPS.trim = null_trim
+OPS.status = null_status
 
 
 @cython.final

@@ -36,6 +36,10 @@ ctypedef struct DiskOps:
     int (*write)(void *state, uint64_t offset, const iovec *iov, int count, uint32_t flags) noexcept nogil
     int (*flush)(void *state) noexcept nogil
     int (*trim)(void *state, uint64_t offset, uint64_t length) noexcept nogil
+    # How many of the `length` bytes (> 0) from `offset` on are alike: mapped, or without space and all zeros. That
+    # number (> 0), or a DiskStatus. It may block, and what it says may have changed since. NULL: the backend cannot
+    # tell.
+    int64_t (*status)(void *state, uint64_t offset, uint64_t length, bint *mapped) noexcept nogil
 
 ctypedef struct DiskRef:
     const DiskOps *ops
@@ -89,6 +93,17 @@ cdef inline int disk_write(
 
 cdef inline int disk_flush(const DiskRef *disk) noexcept nogil:
     return disk.ops.flush(disk.state)
+
+
+cdef inline int64_t disk_status(
+        const DiskRef *disk, uint64_t offset, uint64_t length, bint *mapped) noexcept nogil:
+    """See DiskOps.status; a backend that cannot tell has everything mapped."""
+    if disk_check(disk, offset, length) != DISK_OK:
+        return DISK_RANGE
+    if disk.ops.status != NULL:
+        return disk.ops.status(disk.state, offset, length, mapped)
+    mapped[0] = True
+    return <int64_t> length
 
 
 cdef class Backend:

@@ -2,7 +2,7 @@
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 import errno
 
@@ -127,6 +127,19 @@ cdef class Backend:
             status = self.ref.ops.trim(self.ref.state, offset, length)
         if status != DISK_OK:
             raise disk_error(status)
+
+    def status(self, uint64_t offset, uint64_t length):
+        """(bytes, mapped) of what lies at `offset`: as many of the length bytes as are alike, and whether they take
+        space; what does not reads as zeros."""
+        self.check(offset, length)
+        cdef bint mapped = False
+        cdef int64_t found = 0
+        if length:
+            with nogil:
+                found = disk_status(&self.ref, offset, length, &mapped)
+        if found < 0:
+            raise disk_error(<int> found)
+        return found, bool(mapped)
 
     def close(self):
         """Releases the medium. Idempotent; no call may be running. Later calls raise ValueError."""

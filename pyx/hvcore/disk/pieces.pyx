@@ -1,10 +1,10 @@
 """Parts of requests between buffers, image files and parents; for compiled callers only."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from hvcore.disk.medium cimport Medium, medium_punch, medium_read, medium_write
-from hvcore.disk.ops cimport DISK_OK, DISK_READ_ERROR, DISK_UNSUPPORTED, DiskRef, disk_read
+from hvcore.disk.ops cimport DISK_OK, DISK_READ_ERROR, DISK_UNSUPPORTED, DiskRef, disk_read, disk_status
 from hvcore.disk.span cimport SPAN_PIECES, Span, span_take, span_zero
 from hvcore.linux.syscalls cimport iovec
 
@@ -65,6 +65,17 @@ cdef int parent_read(const DiskRef *parent, uint64_t offset, Span *span, uint64_
         inside -= part
     span_zero(span, length)
     return DISK_OK
+
+
+cdef int64_t parent_status(const DiskRef *parent, uint64_t offset, uint64_t length, bint *mapped) noexcept nogil:
+    if parent == NULL or parent.ops == NULL:
+        return DISK_READ_ERROR
+    if offset >= parent.size_bytes:
+        mapped[0] = False
+        return <int64_t> length
+    if length > parent.size_bytes - offset:
+        length = parent.size_bytes - offset
+    return disk_status(parent, offset, length, mapped)
 
 
 cdef uint64_t zero_pieces(iovec *pieces, int *count, uint64_t most) noexcept nogil:

@@ -2,7 +2,7 @@
 
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from hvcore.disk.ops cimport DISK_OK, DISK_RANGE, DISK_READ_ONLY, DISK_WRITE_ERROR, Backend, DiskOps, iovec_span
 from hvcore.linux.syscalls cimport iovec
@@ -71,11 +71,39 @@ cdef int ram_trim(void *pointer, uint64_t offset, uint64_t length) noexcept nogi
     return DISK_WRITE_ERROR if madvise(state.base + first, last - first, MADV_DONTNEED) else DISK_OK
 
 
+cdef bint page_empty(const uint8_t *page, uint64_t length) noexcept nogil:
+    """Whether a piece of a page is all zeros: the first byte is, and each equals the one before it."""
+    return page[0] == 0 and memcmp(page, page + 1, length - 1) == 0
+
+
+cdef int64_t ram_status(void *pointer, uint64_t offset, uint64_t length, bint *mapped) noexcept nogil:
+    """A page of zeros counts as none: whether it takes memory only the kernel knows. At most 1 MiB is looked at."""
+    cdef RamState *state = <RamState *> pointer
+    cdef uint64_t done = 0, part
+    cdef bint full
+    if offset > state.size or state.size - offset < length:
+        return DISK_RANGE
+    if length > 1 << 20:
+        length = 1 << 20
+    while done < length:
+        part = 4096 - (offset + done) % 4096
+        if part > length - done:
+            part = length - done
+        full = not page_empty(state.base + offset + done, part)
+        if done == 0:
+            mapped[0] = full
+        elif full != mapped[0]:
+            break
+        done += part
+    return <int64_t> done
+
+
 cdef DiskOps OPS
 OPS.read = ram_read
 OPS.write = ram_write
 OPS.flush = ram_flush
 OPS.trim = ram_trim
+OPS.status = ram_status
 
 
 @cython.final

@@ -1,11 +1,11 @@
 """A disk whose backend can be exchanged while requests run: what a checkpoint of a running VM needs."""
 
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from hvcore.disk.medium cimport pthread_mutex_t
 from hvcore.disk.ops cimport (
-    DISK_CLOSED, DISK_NOWAIT, DISK_OK, DISK_WOULD_BLOCK, Backend, DiskOps, disk_read, disk_write)
+    DISK_CLOSED, DISK_NOWAIT, DISK_OK, DISK_WOULD_BLOCK, Backend, DiskOps, disk_read, disk_status, disk_write)
 from hvcore.linux.atomics cimport exchange32, fetch_add32, load_acquire32
 from hvcore.linux.syscalls cimport iovec
 
@@ -96,11 +96,20 @@ cdef int switch_trim(void *pointer, uint64_t offset, uint64_t length) noexcept n
     return status
 
 
+cdef int64_t switch_status(void *pointer, uint64_t offset, uint64_t length, bint *mapped) noexcept nogil:
+    cdef SwitchState *state = <SwitchState *> pointer
+    enter(state, 0)
+    cdef int64_t found = disk_status(state.top, offset, length, mapped)
+    leave(state)
+    return found
+
+
 cdef DiskOps OPS
 OPS.read = switch_read
 OPS.write = switch_write
 OPS.flush = switch_flush
 OPS.trim = switch_trim
+OPS.status = switch_status
 
 
 # What is left when an exchange closed the backend and brought no other.

@@ -14,7 +14,7 @@ from libc.string cimport memcpy, memset
 from hvcore.disk.medium cimport ImageFile, medium_flush, medium_poison, medium_resize, medium_write_bytes
 from hvcore.disk.ops cimport (DISK_CORRUPT, DISK_NO_SPACE, DISK_NOWAIT, DISK_OK, DISK_RANGE, DISK_READ_ONLY,
                               DISK_WOULD_BLOCK, DISK_WRITE_ERROR, Backend, DiskOps, disk_error, iovec_span)
-from hvcore.disk.pieces cimport parent_read, span_read, span_write, zero_range
+from hvcore.disk.pieces cimport parent_read, parent_status, span_read, span_write, zero_range
 from hvcore.disk.span cimport Span, span_begin, span_zero
 from hvcore.disk.vhd.table cimport (VHD_BEYOND, VHD_NONE, VHD_OVERLAP, VHD_PAGE_BYTES, VHD_PAGE_ENTRIES, VHD_SECTOR,
                                     VHD_STRUCTURE, VHD_USED, VhdBitmap, VhdPage, be64toh, bitmap_find, bitmap_new,
@@ -471,6 +471,21 @@ cdef int vhd_trim(void *pointer, uint64_t offset, uint64_t length) noexcept nogi
     return blocks_write(state, offset, length, NULL, 0)
 
 
+cdef int64_t vhd_status(void *pointer, uint64_t offset, uint64_t length, bint *mapped) noexcept nogil:
+    cdef VhdState *state = <VhdState *> pointer
+    cdef VhdRun run
+    cdef int status
+    if offset > state.size or state.size - offset < length:
+        return DISK_RANGE
+    status = run_find(state, offset, length, 0, &run)
+    if status != DISK_OK:
+        return status
+    if run.kind == VHD_PARENT:
+        return parent_status(state.parent, offset, run.length, mapped)
+    mapped[0] = run.kind == VHD_DATA
+    return <int64_t> run.length
+
+
 # ---- Flushing
 
 cdef int frozen_take(VhdState *state, VhdFrozen *frozen) noexcept nogil:
@@ -626,6 +641,7 @@ OPS.read = vhd_read
 OPS.write = vhd_write
 OPS.flush = vhd_flush
 OPS.trim = vhd_trim
+OPS.status = vhd_status
 
 
 @cython.final

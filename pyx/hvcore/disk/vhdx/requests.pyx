@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from hvcore.disk.medium cimport medium_read, medium_write
 from hvcore.disk.ops cimport (DISK_NOWAIT, DISK_OK, DISK_RANGE, DISK_READ_ONLY, DISK_UNSUPPORTED, DISK_WOULD_BLOCK,
                               DISK_WRITE_ERROR, iovec_span)
-from hvcore.disk.pieces cimport parent_read, span_read, span_write, zero_pieces, zero_range
+from hvcore.disk.pieces cimport parent_read, parent_status, span_read, span_write, zero_pieces, zero_range
 from hvcore.disk.span cimport SPAN_PIECES, Span, span_begin, span_zero
 from hvcore.disk.vhdx.allocate cimport give_up, write_block
 from hvcore.disk.vhdx.lookup cimport RUN_DATA, RUN_PARENT, Run, entry_of, find_run
@@ -206,7 +206,25 @@ cdef int vhdx_trim(void *pointer, uint64_t offset, uint64_t length) noexcept nog
     return status
 
 
+# What takes space.
+
+cdef int64_t vhdx_status(void *pointer, uint64_t offset, uint64_t length, bint *mapped) noexcept nogil:
+    cdef VhdxState *state = <VhdxState *> pointer
+    cdef Run run
+    cdef int status
+    if offset > state.size or state.size - offset < length:
+        return DISK_RANGE
+    status = find_run(state, offset, length, 0, &run)
+    if status != DISK_OK:
+        return status
+    if run.kind == RUN_PARENT:
+        return parent_status(state.parent, offset, run.length, mapped)
+    mapped[0] = run.kind == RUN_DATA
+    return <int64_t> run.length
+
+
 OPS.read = vhdx_read
 OPS.write = vhdx_write
 OPS.flush = vhdx_flush
 OPS.trim = vhdx_trim
+OPS.status = vhdx_status
