@@ -2,5 +2,6 @@
 
 from hvcore.scsi.result import MediaAccess, ScsiResult
 from hvcore.scsi.target import Target, absent, report_luns
+from hvcore.scsi.unit import LogicalUnit
 
-__all__ = ["MediaAccess", "ScsiResult", "Target", "absent", "report_luns"]
+__all__ = ["LogicalUnit", "MediaAccess", "ScsiResult", "Target", "absent", "report_luns"]

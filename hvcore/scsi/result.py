@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class MediaAccess:
     """What a command does to the medium: `action` over `length` bytes at `offset`; fua: not only to or from a cache.
 
-    action: "read", "write", "flush", "verify", "trim", "write same", or "parameters": a list decides what is done.
+    action: "read", "write", "flush", "verify", "trim", "write same", "compare and write", "status" (what of it takes
+    space), or "parameters": a list decides what is done.
     """
 
     action: str

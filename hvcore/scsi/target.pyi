@@ -1,7 +1,9 @@
 from collections.abc import Iterable
-from typing import Any, final
+from types import TracebackType
+from typing import Any, Self, final
 
 from hvcore.scsi.result import MediaAccess, ScsiResult
+from hvcore.scsi.unit import LogicalUnit
 
 @final
 class Target:
@@ -14,14 +16,26 @@ class Target:
         max_transfer: int = 0,
         strict_alloc: bool = True,
         discard: bool = True,
+        extensions: bool = True,
+        unit: LogicalUnit | None = None,
+        nexus: bytes | bytearray | memoryview | None = None,
     ) -> Target: ...
     @property
     def image(self) -> Any: ...
     def exchange(self, image: Any) -> None: ...
     @property
+    def logical_unit(self) -> LogicalUnit: ...
+    @property
+    def nexus(self) -> bytes: ...
+    @property
     def id(self) -> bytes: ...
     @property
     def serial(self) -> str: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
     def raise_unit_attention(self, asc: int, ascq: int) -> None: ...
     def media_access(
         self, cdb: bytes | bytearray | memoryview, buffer_length: int = 0, *, to_guest: bool = True

@@ -7,7 +7,7 @@ import pytest
 
 from hvcore.disk.ram import RamDisk
 from hvcore.errors import ProtocolError
-from hvcore.scsi import ScsiResult, Target, absent, report_luns
+from hvcore.scsi import LogicalUnit, ScsiResult, Target, absent, report_luns
 from hvcore.storage import packet, protocol
 from hvcore.storage.packet import (
     FibreChannelData,
@@ -72,16 +72,33 @@ def request(cdb, buffer, data_in=1, **fields):
     ],
 )
 def test_inquiry_answers(cdb, vector):
-    result = target().execute(bytes.fromhex(cdb), allocation=4096)
+    result = target(extensions=False).execute(bytes.fromhex(cdb), allocation=4096)
     assert (result.status, result.srb_status) == (0, 1)
     assert result.data_in == VECTORS[vector]
+
+
+@pytest.mark.parametrize(
+    "cdb, vector, changes",
+    [
+        ("12 00 00 00 68 00", "V11", {}),
+        ("12 01 00 00 0c 00", "V22a", {}),
+        ("12 01 b0 00 40 00", "V22d", {5: 128}),
+        ("12 01 b2 00 08 00", "V22f", {5: 0xE4}),
+        ("9e 10 0000000000000000 00000020 0000", "V15b", {14: 0xC0}),
+    ],
+)
+def test_extensions_change_these_bytes_alone(cdb, vector, changes):
+    expected = bytearray(VECTORS[vector])
+    for at, value in changes.items():
+        expected[at] = value
+    assert target(physical_sector_size=4096).execute(bytes.fromhex(cdb), allocation=4096).data_in == expected
 
 
 def test_capacity_answers():
     cdb, data = VECTORS["V14"][:10], VECTORS["V14"][10:]
     assert target().execute(cdb, allocation=8).data_in == data
     assert target((2 << 40) + 1024).execute(cdb, allocation=8).data_in == VECTORS["V14b"]
-    long = target(physical_sector_size=4096)
+    long = target(physical_sector_size=4096, extensions=False)
     assert long.execute(VECTORS["V15a"], allocation=32).data_in == VECTORS["V15b"]
 
 
@@ -112,13 +129,28 @@ def test_unmap_discards():
     assert disk.read((0x2000 + 0x800) * 512, 512) == b"b" * 512
 
 
-def test_write_same_with_unmap_is_not_offered():
-    result = target().execute(VECTORS["V28"], bytes(512))
+def test_write_same_with_unmap():
+    """V28: zeros are discarded, all else is written; without the extensions it is refused."""
+    disk = RamDisk(4 << 20)
+    disk.write(0x800 * 512, b"a" * 0x80000)
+    result = Target(disk).execute(VECTORS["V28"], bytes(512))
+    assert (result.status, result.transferred) == (0, 512)
+    assert disk.read(0x800 * 512, 0x80000) == bytes(0x80000)
+    assert disk.status(0x800 * 512, 0x80000) == (0x80000, False)
+    assert Target(disk).execute(VECTORS["V28"], b"b" * 512).status == 0
+    assert disk.read(0x800 * 512, 0x80000) == b"b" * 0x80000
+    result = target(extensions=False).execute(VECTORS["V28"], bytes(512))
     assert (result.status, result.sense) == (2, VECTORS["V23e"])
 
 
-def test_lba_status_is_not_offered():
-    result = target().execute(VECTORS["V29a"], allocation=40)
+def test_lba_status():
+    """V29."""
+    disk = RamDisk(0x2000 * 512)
+    disk.write(0x1000 * 512, b"a" * 0x100000)
+    result = Target(disk).execute(VECTORS["V29a"], allocation=40)
+    assert (result.status, result.transferred) == (0, 40)
+    assert result.data_in == VECTORS["V29b"]
+    result = target(extensions=False).execute(VECTORS["V29a"], allocation=40)
     assert (result.status, result.sense) == (2, VECTORS["V23f"])
 
 
@@ -215,7 +247,15 @@ def test_windows_7_packet():
 
 
 def test_reservation_conflict_packet():
-    packet = request(bytes.fromhex("28 00 00000000 00 0001 00"), 512)
+    """V30."""
+    disk = RamDisk(1 << 20)
+    unit = LogicalUnit(disk)
+    owner, other = Target(disk, unit=unit), Target(disk, unit=unit)
+    key = bytes(7) + b"\1"
+    assert owner.execute(bytes.fromhex("5f 06 00 0000 00000018 00"), bytes(8) + key + bytes(8)).status == 0
+    assert owner.execute(bytes.fromhex("5f 01 03 0000 00000018 00"), key + bytes(16)).status == 0
+    packet = request(bytes.fromhex("28 00 00000000 00 0001 00"), 512, lun=0)
+    assert protocol.execute(other, packet) == (VECTORS["V30"], b"")
     assert protocol.complete(packet, ScsiResult(0x18, srb_status=0x04)) == VECTORS["V30"]
 
 

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
-from hvcore.disk.ops cimport DISK_OK, DISK_RANGE, DiskRef, disk_read, disk_write
+from hvcore.disk.ops cimport DISK_OK, DISK_RANGE, DISK_UNSUPPORTED, DiskRef, disk_read, disk_write
 from hvcore.linux.syscalls cimport iovec
 
 cdef enum:
@@ -43,7 +43,7 @@ cdef int fill_chunk(const DiskRef *disk, const iovec *iov, int count, uint8_t *c
 
 
 cdef int media_compare(const DiskRef *disk, uint64_t offset, uint32_t length, const iovec *iov, int count,
-                       uint32_t buffer_length) noexcept nogil:
+                       uint32_t buffer_length, uint32_t *mismatch) noexcept nogil:
     cdef uint8_t expected[CHUNK]
     cdef uint8_t found[CHUNK]
     cdef iovec vector
@@ -62,12 +62,15 @@ cdef int media_compare(const DiskRef *disk, uint64_t offset, uint32_t length, co
         status = disk_read(disk, offset + done, &vector, 1, 0)
         if status == DISK_OK and memcmp(found, expected, part) != 0:
             status = MEDIA_MISCOMPARE
+            mismatch[0] = done
+            while found[mismatch[0] - done] == expected[mismatch[0] - done]:
+                mismatch[0] += 1
         done += part
     return status
 
 
 cdef int media_write_same(const DiskRef *disk, uint64_t offset, uint32_t length, const iovec *iov, int count,
-                          uint32_t buffer_length) noexcept nogil:
+                          uint32_t buffer_length, bint trim) noexcept nogil:
     cdef uint8_t chunk[CHUNK]
     cdef iovec vectors[REPEATS]
     cdef uint32_t done = 0, part
@@ -76,6 +79,13 @@ cdef int media_write_same(const DiskRef *disk, uint64_t offset, uint32_t length,
         memset(chunk, 0, CHUNK)
     else:
         status = fill_chunk(disk, iov, count, chunk)
+    # A block that is not zeros is written, UNMAP or not; so are zeros that the disk cannot have by discarding.
+    if status == DISK_OK and trim and chunk[0] == 0 and memcmp(chunk, chunk + 1, CHUNK - 1) == 0:
+        status = disk.ops.trim(disk.state, offset, length)
+        if status == DISK_OK:
+            return DISK_OK
+        if status == DISK_UNSUPPORTED:
+            status = DISK_OK
     while status == DISK_OK and done < length:
         n = 0
         part = 0
@@ -86,4 +96,32 @@ cdef int media_write_same(const DiskRef *disk, uint64_t offset, uint32_t length,
             n += 1
         status = disk_write(disk, offset + done, vectors, n, 0)
         done += part
+    return status
+
+
+cdef int media_write_rest(const DiskRef *disk, uint64_t offset, uint32_t length, const iovec *iov, int count,
+                          uint32_t skip) noexcept nogil:
+    cdef iovec vectors[REPEATS]
+    cdef uint64_t part, left
+    cdef uint32_t done = 0, given
+    cdef int i = 0, n, status = DISK_OK
+    while i < count and skip >= iov[i].iov_len:
+        skip -= <uint32_t> iov[i].iov_len
+        i += 1
+    while status == DISK_OK and done < length:
+        n = 0
+        given = 0
+        while n < REPEATS and i < count and given < length - done:
+            part = iov[i].iov_len - skip
+            left = length - done - given
+            vectors[n].iov_base = <uint8_t *> iov[i].iov_base + skip
+            vectors[n].iov_len = part if part < left else left
+            given += <uint32_t> vectors[n].iov_len
+            skip = 0
+            n += 1
+            i += 1
+        if given % disk.sector_size or given == 0:           # pieces of blocks, or too few bytes: no guest's pages
+            return DISK_RANGE
+        status = disk_write(disk, offset + done, vectors, n, 0)
+        done += given
     return status
