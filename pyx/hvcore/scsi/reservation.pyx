@@ -52,9 +52,8 @@ cdef Access cdb_access(const uint8_t *cdb) noexcept nogil:
               CDB_SYNCHRONIZE_CACHE10, CDB_SYNCHRONIZE_CACHE16, CDB_FORMAT_UNIT, CDB_MODE_SELECT6, CDB_MODE_SELECT10,
               CDB_SEND_DIAGNOSTIC):
         return ACCESS_WRITE
-    # MODE SENSE is no reader: a Linux guest takes whatever comes back from it for data (5.9).
-    if op in (CDB_INQUIRY, CDB_REQUEST_SENSE, CDB_REPORT_LUNS, CDB_LOG_SENSE, CDB_MODE_SENSE6, CDB_MODE_SENSE10,
-              CDB_RELEASE6, CDB_RELEASE10, CDB_MAINTENANCE_IN):
+    if op in (CDB_INQUIRY, CDB_REQUEST_SENSE, CDB_REPORT_LUNS, CDB_LOG_SENSE, CDB_RELEASE6, CDB_RELEASE10,
+              CDB_MAINTENANCE_IN):
         return ACCESS_FREE
     if op == CDB_SERVICE_ACTION_IN16:
         return ACCESS_READ if cdb[1] & 0x1F == SERVICE_GET_LBA_STATUS else ACCESS_INNOCENT
@@ -62,6 +61,7 @@ cdef Access cdb_access(const uint8_t *cdb) noexcept nogil:
         return ACCESS_INNOCENT if cdb[4] & 1 and cdb[4] >> 4 == 0 else ACCESS_WRITE
     if op == CDB_PREVENT_ALLOW:
         return ACCESS_WRITE if cdb[4] & 3 else ACCESS_FREE
+    # MODE SENSE is among them: a Linux guest takes whatever comes back from it for data (5.9).
     return ACCESS_INNOCENT
 
 
