@@ -1,5 +1,5 @@
-# MODE SENSE and MODE SELECT (storvsp.md 9.5): the caching page, which a guest can read but not change, and beyond it the
-# control page, whose one changeable bit is the write protection.
+# MODE SENSE and MODE SELECT (storvsp.md 9.5): the caching page, which a guest can read but not change, and beyond it
+# the control page, whose one changeable bit is the write protection.
 
 from libc.stdint cimport uint8_t, uint32_t
 

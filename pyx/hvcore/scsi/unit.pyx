@@ -4,7 +4,7 @@ import hashlib
 
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy
 
 from hvcore.disk.ops cimport Backend
 from hvcore.linux.atomics cimport store_release32
