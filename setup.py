@@ -46,6 +46,7 @@ MODULES = {
         "diagnostic",
         "opcodes",
         "reservation",
+        "command",
         "media",
         "target",
     ],

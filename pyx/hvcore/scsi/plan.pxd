@@ -62,16 +62,14 @@ cdef void plan_parameters(uint32_t length, uint32_t buffer_length, uint8_t data_
 
 
 cdef inline void plan_begin(ScsiPlan *plan) noexcept nogil:
-    """GOOD with nothing moved. data[] and sense[] stay as they are: their lengths are 0."""
+    """GOOD with nothing moved. data[] and sense[] stay as they are: their lengths are 0; so does what single actions
+    alone use."""
     plan.action = SCSI_DONE
     plan.fua = False
-    plan.trim = False
     plan.data_to_guest = False
     plan.offset = 0
     plan.length = 0
     plan.buffer_length = 0
-    plan.extents = NULL
-    plan.extent_count = 0
     plan.srb_status = SRB_SUCCESS
     plan.scsi_status = SCSI_GOOD
     plan.sense_length = 0
