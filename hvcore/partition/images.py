@@ -7,6 +7,7 @@ from hvcore.disk.image import ImageInfo
 from hvcore.disk.ops import Backend
 from hvcore.errors import Error, HostError, ImageError
 from hvcore.partition.config import DiskConfig
+from hvcore.scsi import LogicalUnit
 from hvcore.vhd.live import open_live, settle
 
 
@@ -19,6 +20,8 @@ class OpenImage:
         self.key = key
         self.owner = owner
         self.shared = shared
+        # What the disks of several VMs reserve and hear of together; a disk of one VM alone has a unit of its own.
+        self.unit = LogicalUnit(disk) if shared else None
         self.users = 0
 
 

@@ -13,14 +13,13 @@ from hvcore.errors import Error, HostError
 from hvcore.partition.config import IDE_DRIVES, IDE_MODES, LUNS, DiskConfig, VmConfig
 from hvcore.partition.emulator import Drive
 from hvcore.partition.images import Images, OpenImage
-from hvcore.scsi.target import Target
+from hvcore.scsi import LogicalUnit, Target
 from hvcore.storage.packet import IDE_INTERFACE, SCSI_INTERFACE
 from hvcore.vhd.live import resize
 from hvcore.vmbus.offers import Offer
 
 Event = Callable[..., None]
 IDE_SECTOR = 512
-CAPACITY_CHANGED = (0x2A, 0x09)
 IDE_SIZE_MAX = IDE_SECTOR << 48
 # storvsp.md 1: what an offer of an IDE disk tells Windows beside its instance.
 IDE_USER_DATA = struct.Struct("<HBBII12x")
@@ -160,7 +159,7 @@ class Storage:
         controller, lun = (None, 0) if place is not None else self._free_lun(config)
         self._made += 1
         identity = uuid.uuid5(self._vm_id, str(self._made - 1))
-        target = Target(image.disk, id=identity.bytes, serial=identity.hex[:20])
+        target = self._target(image, identity)
         ide: dict[str, int] = {}
         if config.path == "emulated" and place is not None:
             ide = {"channel": place // 2, "drive": place % 2, "mode": IDE_MODES.index(config.ide_mode)}
@@ -193,6 +192,14 @@ class Storage:
             self._note("disk class failed", vm=self._vm_name, image=config.image, reason=failure)
 
         return report
+
+    def _target(self, image: OpenImage, identity: uuid.UUID) -> Target:
+        """The VM is the initiator (storvsp.md 9.11); a second disk of it on the same shared image is another one."""
+        if image.unit is None:
+            unit = LogicalUnit(image.disk, id=identity.bytes, serial=identity.hex[:20])
+            return Target(image.disk, unit=unit, nexus=self._vm_id.bytes)
+        first = all(disk.image is not image for disk in self)
+        return Target(image.disk, unit=image.unit, nexus=(self._vm_id if first else identity).bytes)
 
     def _free_lun(self, config: DiskConfig) -> tuple[Controller, int]:
         if config.controller >= len(self.controllers):
@@ -241,6 +248,7 @@ class Storage:
         """After detach(), with nothing in flight and an IDE disk's channel closed: forgets it and closes its image."""
         assert disk.controller is not None
         self.dispatch.remove_disk(disk.index)
+        disk.target.close()
         if disk.place is not None:
             self.dispatch.remove_controller(disk.controller.number)
         self._release(disk.image)
@@ -274,8 +282,11 @@ class Storage:
             if one.image is disk.image and one.filter is not None:
                 one.filter.resized()
             if one.image is disk.image and one.controller is not None:
-                one.target.raise_unit_attention(*CAPACITY_CHANGED)
                 self.dispatch.notify(one.controller.number)
+        for unit in {
+            id(one.target.logical_unit): one.target.logical_unit for one in self if one.image is disk.image
+        }.values():
+            unit.resized()  # every initiator hears of it, of this VM and others
 
     def _release(self, image: OpenImage) -> None:
         try:
@@ -297,5 +308,6 @@ class Storage:
         """Ends the data path and closes the images. Idempotent."""
         self.dispatch.close()
         for disk in self:
+            disk.target.close()
             self._release(disk.image)
         self.disks.clear()

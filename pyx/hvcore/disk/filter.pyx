@@ -7,8 +7,9 @@ from libc.string cimport memcpy, memset
 
 from hvcore.disk.rules import OPERATIONS, STATUSES, parse
 
-from hvcore.disk.ops cimport (DISK_IOV_MAX, DISK_NOWAIT, DISK_OK, DISK_READ_ERROR, DISK_WOULD_BLOCK,
-                              DISK_WRITE_ERROR, Backend, DiskOps, disk_read, disk_write, iovec_bytes, iovec_span)
+from hvcore.disk.ops cimport (
+    DISK_IOV_MAX, DISK_NOWAIT, DISK_OK, DISK_READ_ERROR, DISK_WOULD_BLOCK, DISK_WRITE_ERROR, Backend, DiskOps,
+    disk_read, disk_status, disk_write, iovec_bytes, iovec_span)
 from hvcore.disk.span cimport Span, span_begin, span_next
 from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.syscalls cimport iovec
@@ -286,11 +287,16 @@ cdef int filter_trim(void *pointer, uint64_t offset, uint64_t length) noexcept n
     return status
 
 
+cdef int64_t filter_status(void *pointer, uint64_t offset, uint64_t length, bint *mapped) noexcept nogil:
+    return disk_status((<FilterState *> pointer).below, offset, length, mapped)
+
+
 cdef DiskOps OPS
 OPS.read = filter_read
 OPS.write = filter_write
 OPS.flush = filter_flush
 OPS.trim = filter_trim
+OPS.status = filter_status
 
 cdef dict FATES = {"pass": FILTER_PASS, "error": FILTER_ERROR, "tear": FILTER_TEAR, "cut": FILTER_CUT,
                    "space": FILTER_SPACE}

@@ -126,11 +126,16 @@ cdef int closed_trim(void *pointer, uint64_t offset, uint64_t length) noexcept n
     return DISK_CLOSED
 
 
+cdef int64_t closed_status(void *pointer, uint64_t offset, uint64_t length, bint *mapped) noexcept nogil:
+    return DISK_CLOSED
+
+
 cdef DiskOps CLOSED
 CLOSED.read = closed_transfer
 CLOSED.write = closed_transfer
 CLOSED.flush = closed_flush
 CLOSED.trim = closed_trim
+CLOSED.status = closed_status
 
 
 @cython.final

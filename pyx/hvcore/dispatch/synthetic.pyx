@@ -34,7 +34,7 @@ cdef void media_execute(MediaDisk *disk, VspRequest *request) noexcept nogil:
     cdef int status
     count64(&request.unit.counters.media_accesses, 1)
     trace_stamp(vsp.controller.trace, request.trace_id, request.transaction_id, HOP_DISK_STARTED, vsp.relid)
-    if plan.action == SCSI_WRITE and not plan.fua:
+    if plan.action == SCSI_WRITE and not plan.fua and plan.epoch == request.unit.scsi.epoch:
         # Into the page cache: a copy. Few file systems tell a write that would wait from one that would not, so one
         # that must wait (dirty limit, the file's allocation) holds up this VM's other requests, as it would hold up the
         # writer itself. A write that needs more than that, such as a new block of a VHDX, goes to the pool.

@@ -15,7 +15,8 @@ from hvcore.metrics.events cimport (
 from hvcore.metrics.trace cimport trace_stamp
 from hvcore.scsi.target cimport (
     SCSI_ANSWER, SCSI_DATA_MAX, SCSI_DONE, SCSI_FLUSH, SCSI_PARAMETERS, SCSI_READ, SCSI_TRIM, SCSI_WRITE, ScsiPlan,
-    scsi_absent, scsi_fail, scsi_finish, scsi_parameters, scsi_plan, scsi_refuse, scsi_report_luns)
+    scsi_absent, scsi_fail, scsi_finish, scsi_parameters, scsi_plan, scsi_refuse, scsi_report_luns,
+    scsi_reset)
 from hvcore.storage.gate cimport GateItem, gate_done, gate_pass, gate_remove
 from hvcore.storage.hops cimport HOP_COMPLETED, HOP_RECEIVED
 from hvcore.storage.protocol cimport (
@@ -453,6 +454,15 @@ cdef void vsp_notify(Vsp *vsp) noexcept nogil:
     vsp.staged = True
 
 
+cdef void vsp_reset_units(VspController *controller, const VstorPacket *packet) noexcept nogil:
+    cdef const VstorScsiRequest *address = &packet.u.scsi
+    cdef uint32_t lun
+    for lun in range(VSP_LUNS):
+        if controller.units[lun] != NULL and (
+                packet.operation != VSTOR_RESET_LUN or controller.single_disk or lun == address.lun):
+            scsi_reset(controller.units[lun].scsi)
+
+
 cdef uint32_t vsp_create_sub_channels(VspController *controller, uint32_t count) noexcept nogil:
     """4.1: once before END_INITIALIZATION, from 5.1 on; any number of times after it. The NTSTATUS."""
     if controller.state != VSP_READY and (
@@ -512,6 +522,7 @@ cdef int vsp_negotiate(Vsp *vsp, uint64_t transaction_id, const VstorPacket *pac
         status = vsp_create_sub_channels(controller, packet.u.sub_channel_count)
     elif operation in (VSTOR_RESET_LUN, VSTOR_RESET_ADAPTER, VSTOR_RESET_BUS):
         if controller.state == VSP_READY:           # success at once, what is in flight runs on (section 12)
+            vsp_reset_units(controller, packet)
             status = NT_SUCCESS
     elif operation != VSTOR_FCHBA_DATA:      # on a SCSI channel that one is only the wrong state
         return vsp_fault(vsp, VSP_FAULT_OPERATION)
