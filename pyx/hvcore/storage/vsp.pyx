@@ -430,8 +430,9 @@ cdef void vsp_set_unit(VspController *controller, uint32_t lun, VspUnit *unit) n
 
 
 cdef void vsp_notify(Vsp *vsp) noexcept nogil:
-    """One packet for all that changed (4.4). Without room it is sent later: completions go first."""
+    """One packet for all that changed (4.4). Without room it is sent later, by vsp_poll: completions go first."""
     cdef VspController *controller = vsp.controller
+    cdef int64_t needed = <int64_t> COMPLETION_BYTES * (vsp.in_flight + 1)
     cdef VstorPacket packet
     cdef uint32_t length
     if (not controller.notices or not vsp.primary or not vsp.open or vsp.fault != VSP_NO_FAULT
@@ -441,8 +442,10 @@ cdef void vsp_notify(Vsp *vsp) noexcept nogil:
         controller.notices = 0
         return
     vsp.room = ring_free(&vsp.outgoing)
-    if vsp.room <= <int64_t> COMPLETION_BYTES * (vsp.in_flight + 1):
-        return
+    if vsp.room <= needed:
+        vsp_publish(vsp)                     # the guest frees what it sees, and then signals
+        if vsp.room < 0 or vsp.fault != VSP_NO_FAULT or ring_want(&vsp.outgoing, <uint32_t> needed) != 1:
+            return
     memset(&packet, 0, sizeof(packet))
     packet.operation = VSTOR_REMOVE_DEVICE if controller.notices & VSP_NOTICE_REMOVE else VSTOR_ENUMERATE_BUS
     controller.notices = 0
@@ -605,6 +608,9 @@ cdef int vsp_poll(Vsp *vsp) noexcept nogil:
             break
         if taken % VSP_PUBLISH == 0:         # both sides work at once, rather than in turns of a whole batch
             vsp_publish(vsp)
+    if vsp.controller.notices and vsp.primary:
+        vsp_notify(vsp)
+        taken += vsp.controller.notices == 0
     return taken
 
 
