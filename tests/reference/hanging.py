@@ -1,7 +1,8 @@
-"""A disk that hangs until it is told to go on."""
+"""A disk that does nothing durable until it is let."""
 
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 from hvcore.disk.file import FileDisk
@@ -11,23 +12,28 @@ PAGE = 4096
 
 
 class Gate:
-    """A disk whose forced writes and flushes wait until open(): its journal goes into a pipe that is full."""
+    """`disk`: its forced writes and flushes wait until open(), as its journal goes into a pipe that is full."""
 
     def __init__(self, path: Path, content: bytes) -> None:
         path.write_bytes(content)
         self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
-        self.capacity = fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PAGE)
-        os.write(self.writer, bytes(self.capacity))
+        os.write(self.writer, bytes(fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PAGE)))
         file = ImageFile(os.open(path, os.O_RDWR | os.O_CLOEXEC), probe=Probe(self.writer))
         self.disk = FileDisk(file, len(content), read_only=False)
+        self.drain: threading.Thread | None = None
 
     def open(self) -> None:
-        fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 1 << 20)
-        if self.capacity:
-            os.read(self.reader, self.capacity)
-            self.capacity = 0
+        if self.drain is None:
+            self.drain = threading.Thread(target=self._read)
+            self.drain.start()
+
+    def _read(self) -> None:
+        while os.read(self.reader, 1 << 16):
+            pass
 
     def close(self) -> None:
         self.disk.close()
-        os.close(self.reader)
         os.close(self.writer)
+        if self.drain is not None:
+            self.drain.join()
+        os.close(self.reader)

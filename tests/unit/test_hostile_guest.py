@@ -11,6 +11,7 @@ import pytest
 
 from hvcore.disk.ram import RamDisk
 from hvcore.errors import RingFull
+from tests.reference.hanging import Gate
 from tests.reference.guest import (
     DATA_PFN,
     FROM_GUEST,
