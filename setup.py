@@ -12,6 +12,7 @@ MODULES = {
     "memory": ["region"],
     "metrics": ["counters", "events", "histogram", "trace"],
     "vmbus": ["packet", "ring"],
+    "hypervisor": ["intercept"],
     "disk": [
         "ops",
         "medium",
@@ -51,8 +52,8 @@ MODULES = {
         "target",
     ],
     "storage": ["gate", "protocol", "queue", "transfer", "vsp", "vsc", "watch"],
-    "ide": ["dma", "identify", "command", "controller", "device", "driver", "pci"],
-    "dispatch": ["emulated", "host", "load", "loop", "pool", "synthetic", "worker"],
+    "ide": ["dma", "identify", "command", "controller", "device", "driver", "pci", "requester"],
+    "dispatch": ["emulated", "host", "intercept", "load", "loop", "pool", "synthetic", "trapped", "worker"],
 }
 
 FLAVOR = os.environ.get("HVCORE_FLAVOR", "release")

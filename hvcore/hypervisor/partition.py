@@ -3,6 +3,7 @@
 import os
 from uuid import UUID
 
+from hvcore.hypervisor.intercept import Intercepts
 from hvcore.memory.region import Region
 from hvcore.sizes import format_size
 from hvcore.vmbus.attach import EVENT_PAGE_BYTES
@@ -10,6 +11,8 @@ from hvcore.vmbus.transport import Attachment
 
 MEMORY_MIN = 1 << 20
 MEMORY_MAX = 1 << 40
+
+Ports = dict[str, list[tuple[int, int]]]  # device -> (first port, count) of what is intercepted
 
 
 def machine_memory() -> int:
@@ -23,11 +26,14 @@ class ChildPartition:
     The memory is charged to the hypervisor until close().
     """
 
-    def __init__(self, hypervisor: "Hypervisor", memory_bytes: int, vm_id: UUID) -> None:
+    def __init__(
+        self, hypervisor: "Hypervisor", memory_bytes: int, vm_id: UUID, intercepted: Ports | None = None
+    ) -> None:
         self._hypervisor = hypervisor
         self._charged = memory_bytes
         self.memory = Region.create(memory_bytes, "hvcore-guest")
         self.events = Region.create(EVENT_PAGE_BYTES, "hvcore-events")
+        self.intercepts = Intercepts(intercepted) if intercepted is not None else None
         # Only the guest writes it; the host waits on it and reads it never (docs/vmbus-user.md).
         self.doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.vm_id = vm_id
@@ -35,7 +41,10 @@ class ChildPartition:
     @property
     def attachment(self) -> Attachment:
         """What the vmbus-user handshake hands out."""
-        return Attachment(self.memory.fd, self.memory.size, self.doorbell, self.events.fd, self.vm_id)
+        intercepts = self.intercepts.region.fd if self.intercepts is not None else None
+        return Attachment(
+            self.memory.fd, self.memory.size, self.doorbell, self.events.fd, self.vm_id, intercepts_fd=intercepts
+        )
 
     def close(self) -> None:
         """Gives memory and doorbell back. Nothing of the host may use them any more. Idempotent."""
@@ -45,6 +54,8 @@ class ChildPartition:
         self.doorbell = -1
         self.memory.close()
         self.events.close()
+        if self.intercepts is not None:
+            self.intercepts.close()
         self._hypervisor.release(self._charged)
 
 
@@ -65,8 +76,11 @@ class Hypervisor:
                 f"{format_size(self.memory_limit)}"
             )
 
-    def create_child(self, memory_bytes: int, vm_id: UUID) -> ChildPartition:
-        """A partition with zeroed memory. MemoryError when the others leave too little."""
+    def create_child(self, memory_bytes: int, vm_id: UUID, intercepted: Ports | None = None) -> ChildPartition:
+        """A partition with zeroed memory. MemoryError when the others leave too little.
+
+        intercepted: the ports whose accesses go to the VM's worker; None: the partition has no port intercepts.
+        """
         self.check(memory_bytes)
         if self.memory_charged + memory_bytes > self.memory_limit:
             raise MemoryError(
@@ -75,7 +89,7 @@ class Hypervisor:
             )
         self.memory_charged += memory_bytes
         try:
-            return ChildPartition(self, memory_bytes, vm_id)
+            return ChildPartition(self, memory_bytes, vm_id, intercepted)
         except BaseException:
             self.memory_charged -= memory_bytes
             raise

@@ -23,7 +23,7 @@ class Driver:
     def controller(self) -> Controller: ...
     def execute(
         self,
-        kind: Literal["read", "write", "flush", "identify"],
+        kind: Literal["read", "write", "flush", "identify", "trim"],
         *,
         drive: int = 0,
         mode: Literal["dma", "pio", "pio-string", "pio-multiple"] = "dma",

@@ -6,6 +6,7 @@ import socket
 
 from hvcore.dispatch.host import HANDOVER_SIZE, Dispatch
 from hvcore.errors import HostError
+from hvcore.hypervisor.intercept import Intercepts
 from hvcore.linux import descriptors
 from hvcore.memory.region import Region
 from hvcore.partition.process import end, kill, spawn
@@ -15,15 +16,34 @@ ANSWER_TIMEOUT = 10.0
 END_PATIENCE = 2.0
 
 Drive = tuple[int, int, int, bool, str, int]  # see hvcore.dispatch.worker.Worker
+GuestDrive = tuple[int, int, int, bool, str, int, bool, int]
+
+# What a VM with disks on the trapped path has the hypervisor intercept; the worker adds the bus master's ports, which
+# the controller's PCI function places.
+INTERCEPTED_PORTS = {
+    "ide": [(0x1F0, 8), (0x3F6, 1), (0x1E0, 1), (0x170, 8), (0x376, 1), (0x160, 1)],
+    "pci": [(0xCF8, 8)],
+}
 
 
 class Emulator:
     """One worker process. Its end shows as pidfd turning readable; the owner then closes it and may start another."""
 
-    def __init__(self, dispatch: Dispatch, drives: list[Drive], memory: Region | None) -> None:
-        """Starts the process and waits until it serves. memory: of the guest that is there. HostError when it fails."""
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        drives: list[Drive],
+        memory: Region | None,
+        guest_drives: list[GuestDrive] | None = None,
+        intercepts: Intercepts | None = None,
+    ) -> None:
+        """Starts the process and waits until it serves. HostError when it fails.
+
+        memory, intercepts: of the guest that is there. guest_drives: those of the controller that the guest sees.
+        """
         self._dispatch = dispatch
         self._attached = False
+        self._intercepts: Intercepts | None = None
         self.shared = Region.create(HANDOVER_SIZE, "hvcore-worker")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sock = ours
@@ -36,12 +56,16 @@ class Emulator:
             ours.close()
             raise
         try:
-            self._tell({"drives": drives}, [self.shared.fd, dispatch.worker_bell], START_TIMEOUT)
-            # First the memory: requests that waited for a worker go to it as soon as it is attached.
+            order = {"drives": drives, "guest_drives": guest_drives or []}
+            self._tell(order, [self.shared.fd, dispatch.worker_bell], START_TIMEOUT)
+            # First the memory: requests that waited for a worker go to it as soon as it is attached. Last the guest's
+            # port accesses, which may ask for media.
             if memory is not None:
-                self.memory(memory)
+                self._show(memory, intercepts)
             dispatch.worker_attached(self.shared)
             self._attached = True
+            if intercepts is not None:
+                intercepts.worker_attached()
         except BaseException:
             self.close()
             raise
@@ -56,9 +80,19 @@ class Emulator:
         if json.loads(answer or b"{}") != {"done": True}:
             raise HostError("the worker process ended while it was starting")
 
-    def memory(self, memory: Region | None) -> None:
-        """A guest's memory, or that there is none. No request may be in flight. HostError: the worker is of no use."""
-        self._tell({"memory": memory is not None}, [memory.fd] if memory is not None else [], ANSWER_TIMEOUT)
+    def memory(self, memory: Region | None, intercepts: Intercepts | None = None) -> None:
+        """A guest's memory and port intercepts, or that there is none. No request may be in flight. HostError: the
+        worker is of no use."""
+        self._show(memory, intercepts)
+        if intercepts is not None:
+            intercepts.worker_attached()
+
+    def _show(self, memory: Region | None, intercepts: Intercepts | None) -> None:
+        regions = [region for region in (memory, intercepts.region if intercepts is not None else None) if region]
+        epoch = intercepts.next_epoch() if intercepts is not None else 0
+        fds = [region.fd for region in regions]
+        self._tell({"memory": memory is not None, "epoch": epoch}, fds, ANSWER_TIMEOUT)
+        self._intercepts = intercepts
 
     @property
     def alive(self) -> bool:
@@ -75,6 +109,9 @@ class Emulator:
         if self._attached:  # only now: until it ended the worker may still write into the guest's pages
             self._attached = False
             self._dispatch.worker_lost()
+        if self._intercepts is not None:
+            self._intercepts.worker_lost()
+            self._intercepts = None
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1

@@ -1,8 +1,9 @@
 """The worker process of one VM: runs its emulated devices. Knows nothing of images and files; talks to its host alone.
 
-It inherits one SOCK_SEQPACKET socket. Datagrams are JSON: first {"drives": [...]} with the shared memory and the host's
-doorbell by SCM_RIGHTS; then {"memory": true} with a guest's memory, or {"memory": false} when the guest is gone. Each
-is answered with {"done": true}. End-of-file ends the process.
+It inherits one SOCK_SEQPACKET socket. Datagrams are JSON: first {"drives": [...], "guest_drives": [...]} with the shared
+memory and the host's doorbell by SCM_RIGHTS; then {"memory": true, "epoch": n} with a guest's memory and perhaps the
+pages of its port intercepts, or {"memory": false} when the guest is gone. Each is answered with {"done": true}.
+End-of-file ends the process.
 """
 
 import contextlib
@@ -31,7 +32,8 @@ def serve(sock: socket.socket) -> None:
     if message is None:
         return
     shared = Region.attach(fds[0])
-    worker = Worker(shared, fds[1], [tuple(drive) for drive in message["drives"]])
+    drives, guest_drives = ([tuple(drive) for drive in message[name]] for name in ("drives", "guest_drives"))
+    worker = Worker(shared, fds[1], drives, guest_drives)
     for fd in fds:
         os.close(fd)
     worker.start()
@@ -41,7 +43,8 @@ def serve(sock: socket.socket) -> None:
             message, fds = receive(sock)
             if message is None:
                 return
-            worker.memory(Region.attach(fds[0]) if message["memory"] else None)
+            regions = [Region.attach(fd) for fd in fds]
+            worker.memory(*regions, epoch=message["epoch"]) if message["memory"] else worker.memory(None)
             for fd in fds:
                 os.close(fd)
             sock.send(b'{"done": true}')

@@ -7,6 +7,7 @@ from hvcore.disk.ops cimport DiskRef
 from hvcore.dispatch.handover cimport HandOver, HandOverChannel
 from hvcore.dispatch.pool cimport PoolJob
 from hvcore.dispatch.synthetic cimport MediaDisk
+from hvcore.hypervisor.intercept cimport InterceptPages
 from hvcore.linux.syscalls cimport iovec
 from hvcore.storage.vsp cimport VspRequest, VspUnit
 
@@ -42,6 +43,7 @@ ctypedef struct EmulatedChannel:
 
 ctypedef struct EmulatedHost:
     HandOver *shared             # NULL without a worker
+    InterceptPages *intercepts   # of the guest, where the worker then sleeps; NULL without
     int worker_bell              # eventfd: unused by the host but to wait
     uint64_t faults              # answers of a worker that were not believed
     bint unavailable             # there is no worker and will be none: requests are aborted at once

@@ -8,15 +8,14 @@ from hvcore.disk.ops cimport (
     disk_read, disk_write)
 from hvcore.dispatch.handover cimport (
     HANDOVER_ANSWER_HEADER, HANDOVER_COMMAND, HANDOVER_MEDIA, HANDOVER_MEDIA_DONE, HANDOVER_PIO, HANDOVER_RESULT,
-    HANDOVER_SEGMENTS, HandOverAnswer, HandOverRequest, Segment)
+    HANDOVER_SEGMENTS, HandOverAnswer, HandOverRequest, Segment, handover_wake)
 from hvcore.dispatch.pool cimport pool_submit
 from hvcore.dispatch.synthetic cimport MediaDisk, media_execute
 from hvcore.ide.abi cimport ERROR_IDNF, STATUS_BSY, STATUS_ERR
 from hvcore.ide.channel cimport IDE_MEDIA_FLUSH, IDE_MEDIA_READ, IDE_MEDIA_WRITE
 from hvcore.ide.driver cimport (
     IDE_MODE_DMA, IDE_MODE_PIO_STRING, IDE_REQUEST_FLUSH, IDE_REQUEST_IDENTIFY, IDE_REQUEST_READ, IDE_REQUEST_WRITE)
-from hvcore.linux.atomics cimport count64, exchange32, fence_full, load_acquire32, load_relaxed32, store_release32
-from hvcore.linux.syscalls cimport futex_wake
+from hvcore.linux.atomics cimport count64, fence_full, load_acquire32, store_release32
 from hvcore.metrics.trace cimport trace_stamp
 from hvcore.scsi.target cimport SCSI_FLUSH, SCSI_READ, SCSI_WRITE
 from hvcore.storage.hops cimport HOP_DISK_DONE, HOP_DISK_STARTED, HOP_MEDIA_ASKED, HOP_WORKER_DONE, HOP_WORKER_POSTED
@@ -43,9 +42,8 @@ cdef void emulated_post(EmulatedChannel *channel, uint32_t operation) noexcept n
     store_release32(&channel.shared.request.posted, channel.posted)
     fence_full()
     count64(&channel.current.unit.counters.hand_overs, 1)
-    if load_relaxed32(&shared.worker_sleep) and exchange32(&shared.worker_sleep, 0):
+    if handover_wake(shared, channel.host.intercepts):
         count64(&channel.current.unit.counters.doorbells, 1)
-        futex_wake(&shared.worker_sleep, 1)
 
 
 # Starting a request.

@@ -8,6 +8,7 @@ import select
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
 
 from hvcore.disk.ops cimport Backend
 from hvcore.dispatch.emulated cimport (
@@ -18,6 +19,9 @@ from hvcore.dispatch.loop cimport (
     loop_forget_gate, loop_gate, loop_unlock)
 from hvcore.dispatch.pool cimport MediaPool, pool_leave, pool_source
 from hvcore.dispatch.synthetic cimport MediaJob, synthetic_execute
+from hvcore.dispatch.trapped cimport (
+    TrappedDrive, trapped_counters, trapped_guest, trapped_init, trapped_worker, trapped_worker_lost)
+from hvcore.hypervisor.intercept cimport Intercepts
 from hvcore.linux.atomics cimport load_relaxed64, store_release32, store_release64
 from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.cpu cimport spin_budget
@@ -25,7 +29,7 @@ from hvcore.linux.spin cimport SPIN_MAX_NS
 from hvcore.linux.syscalls cimport eventfd_ring, iovec, timer_new
 from hvcore.linux.threads cimport monitor_destroy, monitor_init, thread_join, thread_start
 from hvcore.memory.region cimport Region
-from hvcore.metrics.counters cimport counters_dict
+from hvcore.metrics.counters cimport Counters, counters_dict
 from hvcore.metrics.events cimport EventLog, events_create, events_off
 from hvcore.metrics.trace cimport TraceRing, trace_create, trace_off
 from hvcore.scsi.target cimport Target
@@ -108,6 +112,7 @@ cdef class Dispatch:
         self.loop.spinner.budget = spin_budget()
         self.loop.spinner.limit_ns = SPIN_MAX_NS
         emulated_init(&self.loop.emulated)
+        trapped_init(&self.loop.trapped, &self.loop.trace)
         status = monitor_init(&self.loop.monitor)
         if status == 0:
             status = thread_start(&self.loop.thread, loop_thread, &self.loop)
@@ -127,8 +132,8 @@ cdef class Dispatch:
                  uint64_t vm=0):
         """A disk, not yet at any controller; returns its number.
 
-        path: how its requests are executed: "synthetic", or "emulated" through drive 0 or 1 of IDE channel 0 or 1 in
-        the given mode (an IdeMode). vm: number in trace ids.
+        path: how the requests of a controller are executed: "synthetic", or "emulated" through drive 0 or 1 of IDE
+        channel 0 or 1 in the given mode (an IdeMode). vm: number in trace ids.
         """
         cdef HostDisk *disk
         cdef int index = 0
@@ -169,15 +174,20 @@ cdef class Dispatch:
         """The disk goes on with another backend: see Target.exchange."""
         cdef HostDisk *disk = self.disk(index)
         cdef Target target = self.targets[index]
+        cdef int place = self.place_of(disk)
         target.exchange(image)
         if disk.emulated.disk != NULL:
             store_release64(<uint64_t *> &disk.emulated.disk, <uint64_t> target.unit.disk)
+        if place >= 0:
+            store_release64(<uint64_t *> &self.loop.trapped.drives[place].disk, <uint64_t> target.unit.disk)
 
     def backend(self, int index):
         """Where the disk's requests go: the Backend whose DiskRef they use."""
         cdef HostDisk *disk = self.disk(index)
         cdef Target target = self.targets[index]
+        cdef int place = self.place_of(disk)
         cdef bint other = disk.emulated.disk != NULL and disk.emulated.disk != target.unit.disk
+        other = other or (place >= 0 and self.loop.trapped.drives[place].disk != target.unit.disk)
         if other or target.unit.disk != &target.image.ref:
             raise SystemError("a path of the disk has another backend than its target")
         return target.image
@@ -190,6 +200,7 @@ cdef class Dispatch:
             for lun in range(VSP_LUNS):
                 if self.controllers[controller] != NULL and self.controllers[controller].vsp.units[lun] == &disk.unit:
                     raise ValueError(f"disk {index} is at controller {controller}, LUN {lun}")
+        self.detach_drive(index)
         with nogil:
             loop_lock(&self.loop)
             loop_forget_gate(&self.loop, disk)
@@ -216,6 +227,48 @@ cdef class Dispatch:
         if not 0 <= index < DISKS_MAX or self.disks[index] == NULL:
             raise IndexError(f"there is no disk {index}")
         return self.disks[index]
+
+    # The IDE controller that the guest sees.
+
+    def attach_drive(self, int index, uint32_t channel, uint32_t drive):
+        """Puts a disk at drive 0 or 1 of channel 0 or 1, for the guest's port accesses, beside its LUN if it has one."""
+        cdef HostDisk *disk = self.disk(index)
+        cdef Target target = self.targets[index]
+        cdef TrappedDrive *place
+        if channel > 1 or drive > 1 or self.loop.trapped.drives[2 * channel + drive].disk != NULL:
+            raise ValueError(f"drive {drive} of IDE channel {channel} is not free")
+        place = &self.loop.trapped.drives[2 * channel + drive]
+        with nogil:
+            loop_lock(&self.loop)
+            memset(place, 0, sizeof(TrappedDrive))
+            place.media = &disk.media
+            place.counters = &disk.counters
+            place.trace_base = disk.unit.trace_base
+            place.disk = target.unit.disk
+            loop_unlock(&self.loop)
+
+    def detach_drive(self, int index):
+        """Takes the disk away from the IDE controller, while no worker serves it."""
+        cdef int place = self.place_of(self.disk(index))
+        if place < 0:
+            return
+        with nogil:
+            loop_lock(&self.loop)
+            loop_drain(&self.loop, &self.loop.trapped.busy, -1)
+            self.loop.trapped.drives[place].disk = NULL
+            loop_unlock(&self.loop)
+
+    cdef int place_of(self, HostDisk *disk) noexcept:
+        """2 * IDE channel + drive, or -1."""
+        cdef int place
+        for place in range(4):
+            if self.loop.trapped.drives[place].disk != NULL and self.loop.trapped.drives[place].media == &disk.media:
+                return place
+        return -1
+
+    def trace_base(self, int index):
+        """The upper 24 bits of the disk's trace ids."""
+        return self.disk(index).unit.trace_base
 
     # Controllers.
 
@@ -348,8 +401,10 @@ cdef class Dispatch:
 
     # Guests.
 
-    def attach(self, Region memory not None, Region events not None, int doorbell):
-        """A guest is there: its memory, its event page (4096 bytes) and the eventfd that it rings (duplicated)."""
+    def attach(self, Region memory not None, Region events not None, int doorbell, Intercepts intercepts=None):
+        """A guest is there: its memory, its event page (4096 bytes), the eventfd that it rings (duplicated), and its port
+        intercepts, if it has any.
+        """
         if self.memory is not None:
             raise ValueError("a guest is attached already")
         self.guest_bell = os.dup(doorbell)
@@ -360,6 +415,9 @@ cdef class Dispatch:
         with nogil:
             loop_lock(&self.loop)
             self.loop.events = <EventPage *> self.event_region.base
+            if intercepts is not None:
+                trapped_guest(&self.loop.trapped, memory.base, memory.size, intercepts.pages)
+                self.loop.emulated.intercepts = intercepts.pages
             loop_unlock(&self.loop)
 
     def detach(self):
@@ -372,6 +430,11 @@ cdef class Dispatch:
         with nogil:
             loop_lock(&self.loop)
             self.loop.events = NULL
+            # What the guest's controller has asked for ends; what it asks for now fails.
+            trapped_guest(&self.loop.trapped, NULL, 0, self.loop.trapped.pages)
+            loop_drain(&self.loop, &self.loop.trapped.busy, -1)
+            trapped_guest(&self.loop.trapped, NULL, 0, NULL)
+            self.loop.emulated.intercepts = NULL
             loop_unlock(&self.loop)
         if self.guest_bell >= 0:
             self.epoll.unregister(self.guest_bell)
@@ -478,6 +541,7 @@ cdef class Dispatch:
         with nogil:
             loop_lock(&self.loop)
             emulated_worker(&self.loop.emulated, <HandOver *> self.worker_region.base)
+            trapped_worker(&self.loop.trapped, <HandOver *> self.worker_region.base)
             loop_unlock(&self.loop)
 
     def worker_unavailable(self):
@@ -493,6 +557,7 @@ cdef class Dispatch:
         with nogil:
             loop_lock(&self.loop)
             emulated_worker_lost(&self.loop.emulated)
+            trapped_worker_lost(&self.loop.trapped)
             loop_publish(&self.loop)
             loop_unlock(&self.loop)
         self.worker_region = None
@@ -501,7 +566,19 @@ cdef class Dispatch:
 
     def counters(self, int index):
         """A disk's counters since it was added, as a dict."""
-        return counters_dict(&self.disk(index).counters) | {
+        cdef HostDisk *disk = self.disk(index)
+        cdef int place = self.place_of(disk)
+        cdef Counters counters
+        memset(&counters, 0, sizeof(Counters))
+        if place >= 0:
+            with nogil:
+                loop_lock(&self.loop)
+                trapped_counters(&self.loop.trapped, place, &counters)
+                loop_unlock(&self.loop)
+        found = counters_dict(&disk.counters)
+        for name, more in counters_dict(&counters).items():
+            found[name] += more
+        return found | {
             # Of the thread that serves all the VM's disks.
             "blocking_waits": load_relaxed64(&self.loop.counters.blocking_waits),
             "interrupts_received": load_relaxed64(&self.loop.counters.interrupts_received),

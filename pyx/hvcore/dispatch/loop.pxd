@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from hvcore.dispatch.emulated cimport EmulatedDisk, EmulatedHost
 from hvcore.dispatch.pool cimport PoolHome
 from hvcore.dispatch.synthetic cimport MediaDisk, MediaJob
+from hvcore.dispatch.trapped cimport TrappedHost
 from hvcore.linux.spin cimport Spinner
 from hvcore.linux.syscalls cimport iovec
 from hvcore.linux.threads cimport Monitor, Thread
@@ -42,6 +43,7 @@ ctypedef struct HostLoop:
     Thread thread
     PoolHome home
     EmulatedHost emulated
+    TrappedHost trapped
     Spinner spinner
     TraceRing trace
     EventLog log

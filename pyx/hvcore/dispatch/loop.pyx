@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hvcore.dispatch.emulated cimport emulated_idle, emulated_poll, emulated_ready
 from hvcore.dispatch.pool cimport PoolJob, pool_has_done, pool_take_done
+from hvcore.dispatch.trapped cimport trapped_poll, trapped_ready
 from hvcore.linux.atomics cimport (
     count64, cpu_relax, exchange32, fetch_add32, load_acquire32, load_relaxed32, store_relaxed32)
 from hvcore.linux.clock cimport clock_ns
@@ -34,15 +35,15 @@ cdef int loop_pass(HostLoop *loop) noexcept nogil:
         work += 1
     if loop.gated_count:
         work += loop_gates(loop)
-    work += emulated_poll(&loop.emulated)
+    work += emulated_poll(&loop.emulated) + trapped_poll(&loop.trapped)
     for i in range(loop.channel_count):
         work += vsp_poll(&loop.channels[i].vsp)
     if work:
         loop_publish(loop)
         if loop.closing:
             monitor_wake(&loop.monitor)
-        if loop.emulated.broken:
-            loop.emulated.broken = False
+        if loop.emulated.broken or loop.trapped.broken:
+            loop.emulated.broken = loop.trapped.broken = False
             eventfd_ring(loop.broken_bell)
     return work
 
@@ -120,7 +121,7 @@ cdef bint loop_ready(HostLoop *loop) noexcept nogil:
     for i in range(loop.channel_count):
         if vsp_ready(&loop.channels[i].vsp):
             return True
-    return emulated_ready(&loop.emulated)
+    return emulated_ready(&loop.emulated) or trapped_ready(&loop.trapped)
 
 
 cdef bint loop_spin(HostLoop *loop) noexcept nogil:

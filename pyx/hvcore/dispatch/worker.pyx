@@ -1,4 +1,6 @@
-"""The worker's half of the emulated path: the IDE emulator of one VM, and the loop that serves the host's requests."""
+"""The worker process's loop: the IDE emulator of one VM, which serves the host's requests (the emulated path) and, on a
+controller of its own, the guest's port accesses (the trapped path, see intercept.pxd).
+"""
 
 import os
 
@@ -10,6 +12,9 @@ from libc.string cimport memcpy, memset
 from hvcore.dispatch.handover cimport (
     HANDOVER_BYTES, HANDOVER_COMMAND, HANDOVER_MEDIA, HANDOVER_MEDIA_DONE, HANDOVER_PIO, HANDOVER_RESULT,
     HANDOVER_SEGMENTS, HANDOVER_TRACE_BYTES, HandOver, HandOverAnswer, HandOverChannel, HandOverRequest)
+from hvcore.dispatch.intercept cimport (
+    GuestIde, guest_ide_add, guest_ide_attach, guest_ide_init, guest_ide_poll, guest_ide_ready)
+from hvcore.hypervisor.intercept cimport INTERCEPT_BYTES, InterceptPages
 from hvcore.ide.abi cimport IDE_BUS_MASTER_BASE, STATUS_ERR
 from hvcore.ide.channel cimport IdeMedia
 from hvcore.ide.controller cimport (
@@ -25,7 +30,8 @@ from hvcore.linux.cpu cimport spin_budget
 from hvcore.linux.spin cimport SPIN_MAX_NS, Spinner, spin_begin, spin_end, spin_learn
 from hvcore.linux.syscalls cimport eventfd_ring, futex_wait, futex_wake
 from hvcore.linux.threads cimport (
-    Monitor, Thread, monitor_destroy, monitor_init, monitor_lock, monitor_unlock, thread_join, thread_start)
+    Monitor, Thread, monitor_destroy, monitor_init, monitor_lock, monitor_unlock, monitor_wait, monitor_wake,
+    thread_join, thread_start)
 from hvcore.memory.region cimport Region
 from hvcore.metrics.trace cimport TraceRing, trace_create, trace_stamp
 from hvcore.storage.hops cimport HOP_MEDIA_GIVEN, HOP_WORKER_STARTED
@@ -55,14 +61,24 @@ ctypedef struct WorkerChannel:
     uint32_t seen
     uint32_t index
 
+ctypedef struct WorkerGuest:     # NULL without a guest
+    uint8_t *memory
+    uint64_t memory_bytes
+    InterceptPages *pages        # NULL: its ports are not intercepted
+    uint32_t epoch
+
 ctypedef struct WorkerLoop:
     HandOver *shared
     IdeController controller
     IdeMemory memory
     WorkerChannel channels[2]
+    GuestIde ide
     uint8_t *guest               # guest memory, NULL without a guest
     uint64_t guest_bytes
-    Monitor monitor
+    InterceptPages *pages
+    WorkerGuest next
+    uint32_t changed             # the owner left another guest in `next`; 0 once the loop serves that
+    Monitor monitor              # of `next` and `changed`
     Thread thread
     Spinner spinner
     TraceRing trace
@@ -222,6 +238,7 @@ cdef inline bint worker_ready(WorkerLoop *loop) noexcept nogil:
     # Acquire: who sees the number sees the message.
     return (load_acquire32(&loop.channels[0].shared.request.posted) != loop.channels[0].seen
             or load_acquire32(&loop.channels[1].shared.request.posted) != loop.channels[1].seen
+            or guest_ide_ready(&loop.ide) or load_acquire32(&loop.changed) != 0
             or load_relaxed32(&loop.shared.stop) != 0)
 
 
@@ -244,33 +261,71 @@ cdef bint worker_spin(WorkerLoop *loop) noexcept nogil:
     return ready
 
 
+cdef void worker_adopt(WorkerLoop *loop) noexcept nogil:
+    """Serves the guest that the owner left, or none."""
+    monitor_lock(&loop.monitor)
+    loop.guest = loop.next.memory
+    loop.guest_bytes = loop.next.memory_bytes
+    loop.pages = loop.next.pages
+    guest_ide_attach(&loop.ide, loop.pages, loop.guest, loop.guest_bytes, loop.next.epoch)
+    store_release32(&loop.changed, 0)
+    monitor_wake(&loop.monitor)
+    monitor_unlock(&loop.monitor)
+
+
+cdef void worker_sleep(WorkerLoop *loop) noexcept nogil:
+    """Until the host or the guest wakes it. Both words say that it sleeps; it waits on the one that both may wake."""
+    cdef uint32_t *word = &loop.shared.worker_sleep
+    cdef uint64_t slept
+    # The exchanges are full fences between the sleep words and the last look: who does not see its word has posted what
+    # is found here. The host's word first: the host that takes it changes the guest's too, and must not be overtaken.
+    exchange32(&loop.shared.worker_sleep, 1)
+    if loop.pages != NULL:
+        word = &loop.pages.worker_sleep
+        exchange32(word, 1)
+    if not worker_ready(loop):
+        slept = clock_ns()
+        futex_wait(word, 1, -1)
+        spin_learn(&loop.spinner, clock_ns() - slept)
+    store_relaxed32(word, 0)
+    store_relaxed32(&loop.shared.worker_sleep, 0)
+
+
+cdef void worker_kick(WorkerLoop *loop) noexcept nogil:
+    """From another thread of this process: the loop looks at everything again."""
+    exchange32(&loop.shared.worker_sleep, 0)
+    futex_wake(&loop.shared.worker_sleep, 1)
+    if loop.pages != NULL:
+        exchange32(&loop.pages.worker_sleep, 0)
+        futex_wake(&loop.pages.worker_sleep, 1)
+
+
 cdef void *worker_thread(void *argument) noexcept nogil:
     cdef WorkerLoop *loop = <WorkerLoop *> argument
     cdef uint32_t posted
-    cdef uint64_t slept
     cdef int i
     cdef bint work
     while not load_acquire32(&loop.shared.stop):
+        if load_acquire32(&loop.changed):
+            worker_adopt(loop)
         work = False
         for i in range(2):
             posted = load_acquire32(&loop.channels[i].shared.request.posted)
             if posted != loop.channels[i].seen:
                 loop.channels[i].seen = posted
-                monitor_lock(&loop.monitor)      # against a change of guest memory; free at all other times
                 worker_message(loop, &loop.channels[i])
-                monitor_unlock(&loop.monitor)
                 work = True
-        if work or worker_spin(loop):
-            continue
-        # The exchange is the full fence between the sleep word and the last look: a host that does not see the word
-        # has posted what is found here.
-        exchange32(&loop.shared.worker_sleep, 1)
-        if not worker_ready(loop):
-            slept = clock_ns()
-            futex_wait(&loop.shared.worker_sleep, 1, -1)
-            spin_learn(&loop.spinner, clock_ns() - slept)
-        store_relaxed32(&loop.shared.worker_sleep, 0)
+        if loop.ide.any and guest_ide_poll(&loop.ide):
+            work = True
+        if not work and not worker_spin(loop):
+            worker_sleep(loop)
     return NULL
+
+
+cdef int fits(int status) except -1:
+    if status != IDE_ATTACHED:
+        raise ValueError(f"the disk does not fit an IDE drive (status {status})")
+    return 0
 
 
 @cython.final
@@ -278,21 +333,23 @@ cdef class Worker:
     """The IDE emulator of one VM and its thread.
 
     shared: the memory that the host made for this worker (handover.pxd), zeroed. bell: eventfd that wakes the host,
-    duplicated. drives: (channel, drive, sectors of 512 bytes, read_only, serial, physical sector size) of each disk.
-    start() ... close(); memory(region) tells it the guest's memory, None that there is no guest.
+    duplicated. drives: (channel, drive, sectors of 512 bytes, read_only, serial, physical sector size) of each disk that
+    the host's requests go to. guest_drives: the same, then whether it can trim, and the upper bits of its trace ids, of
+    each disk that the guest reaches through its ports. start() ... close(); memory(region) tells it the guest's memory,
+    None that there is no guest.
     """
     cdef WorkerLoop loop
     cdef Region shared
     cdef Region guest
+    cdef Region intercepts
     cdef uint8_t *memory_block
     cdef bint running
     cdef bint monitored
 
-    def __cinit__(self, Region shared not None, int bell, drives):
+    def __cinit__(self, Region shared not None, int bell, drives, guest_drives=()):
         cdef IdeDriveSetup setup
         cdef WorkerChannel *channel
-        cdef bytes serial
-        cdef int i, status
+        cdef int i
         self.loop.bell = -1
         if shared.size < HANDOVER_BYTES:
             raise ValueError("the shared memory is too small")
@@ -319,21 +376,28 @@ cdef class Worker:
             channel.shared = &self.loop.shared.channels[i]
             channel.table = self.memory_block + i * (TABLE_BYTES + STAGING_BYTES)
             channel.staging = channel.table + TABLE_BYTES
+        guest_ide_init(&self.loop.ide, self.loop.shared, self.loop.bell, &self.loop.trace)
         for place, drive, sectors, read_only, name, physical in drives:
-            memset(&setup, 0, sizeof(setup))
-            setup.sectors = sectors
-            setup.sector_size = 512
-            setup.physical_sector_size = physical
-            setup.read_only = read_only
-            serial = name.encode("ascii")[:20]
-            memcpy(setup.serial, <const char *> serial, len(serial))
+            self.setup(&setup, sectors, read_only, name, physical)
             setup.buffer = self.loop.shared.channels[place].pio + <size_t> drive * HANDOVER_PIO
-            status = ide_attach(&self.loop.controller, 2 * place + drive, &setup)
-            if status != IDE_ATTACHED:
-                raise ValueError(f"the disk does not fit an IDE drive (status {status})")
+            fits(ide_attach(&self.loop.controller, 2 * place + drive, &setup))
+        for place, drive, sectors, read_only, name, physical, can_trim, trace_base in guest_drives:
+            self.setup(&setup, sectors, read_only, name, physical)
+            setup.can_trim = can_trim
+            fits(guest_ide_add(&self.loop.ide, 2 * place + drive, &setup, trace_base))
         for i in range(2):
             channel = &self.loop.channels[i]
             ide_driver_init(&channel.driver, &self.loop.controller, i, channel.table, TABLE_ADDRESS + i * TABLE_BYTES)
+
+    cdef int setup(self, IdeDriveSetup *setup, sectors, read_only, name, physical) except -1:
+        cdef bytes serial = name.encode("ascii")[:20]
+        memset(setup, 0, sizeof(IdeDriveSetup))
+        setup.sectors = sectors
+        setup.sector_size = 512
+        setup.physical_sector_size = physical
+        setup.read_only = read_only
+        memcpy(setup.serial, <const char *> serial, len(serial))
+        return 0
 
     def start(self):
         """Starts serving."""
@@ -342,20 +406,34 @@ cdef class Worker:
             raise OSError(-status, os.strerror(-status))
         self.running = True
 
-    def memory(self, Region guest):
-        """The guest's memory from now on (PIO moves data to and from it), or None. No request may be in flight."""
+    def memory(self, Region guest, Region intercepts=None, uint32_t epoch=0):
+        """The guest's memory from now on (PIO moves data to and from it), or None.
+
+        intercepts: the pages of its port intercepts, where `epoch` will name this worker; the controller that the guest
+        sees is then as after power-on. None: its ports are not intercepted. No request may be in flight.
+        """
+        cdef WorkerLoop *loop = &self.loop
+        if not self.running:
+            raise ValueError("the worker does not run")
+        if intercepts is not None and (guest is None or intercepts.size < INTERCEPT_BYTES):
+            raise ValueError("intercept pages without a guest, or too small")
         with nogil:
-            monitor_lock(&self.loop.monitor)
-            self.loop.guest = NULL
-            self.loop.guest_bytes = 0
-            monitor_unlock(&self.loop.monitor)
+            monitor_lock(&loop.monitor)
+            memset(&loop.next, 0, sizeof(WorkerGuest))
+            if guest is not None:
+                loop.next.memory = guest.base
+                loop.next.memory_bytes = guest.size
+            if intercepts is not None:
+                loop.next.pages = <InterceptPages *> intercepts.base
+                loop.next.epoch = epoch
+            store_release32(&loop.changed, 1)
+            worker_kick(loop)
+            while load_acquire32(&loop.changed):
+                monitor_wait(&loop.monitor, -1)
+            monitor_unlock(&loop.monitor)
+        # The mappings of the guest before may go now.
         self.guest = guest
-        if guest is not None:
-            with nogil:
-                monitor_lock(&self.loop.monitor)
-                self.loop.guest = self.guest.base
-                self.loop.guest_bytes = self.guest.size
-                monitor_unlock(&self.loop.monitor)
+        self.intercepts = intercepts
 
     def close(self):
         """Ends the thread. Idempotent."""
@@ -363,8 +441,7 @@ cdef class Worker:
             self.running = False
             with nogil:
                 store_release32(&self.loop.shared.stop, 1)
-                exchange32(&self.loop.shared.worker_sleep, 0)
-                futex_wake(&self.loop.shared.worker_sleep, 1)
+                worker_kick(&self.loop)
                 thread_join(self.loop.thread)
         if self.loop.bell >= 0:
             os.close(self.loop.bell)

@@ -48,6 +48,7 @@ cdef enum:                           # 1.1: bases of the two channels
     IDE_ENLIGHTENED_0 = 0x1E0
     IDE_ENLIGHTENED_1 = 0x160
     IDE_BUS_MASTER_BASE = 0xC000     # what BAR4 holds unless the owner says otherwise
+    IDE_BUS_MASTER_PORTS = 16
 
 cdef enum:                           # 1.3: offsets in the command block
     IDE_DATA = 0
@@ -89,6 +90,12 @@ cdef enum:                           # 5.1: offsets in a channel's bus-master bl
     BM_CAPABLE = 0x60                # drive 0 / 1 DMA capable: stored, no effect
     PRD_END_OF_TABLE = 0x8000
 
+cdef enum:                           # 1.1: the function's place on the bus, and PCI configuration mechanism 1
+    PCI_CONFIG_ADDRESS = 0xCF8
+    PCI_CONFIG_DATA = 0xCFC
+    PCI_IDE_FUNCTION = 0x800039      # address bits 31:8 of bus 0, device 7, function 1, enabled
+    PCI_CONFIG_BAR4 = 0x20
+
 cdef enum:                           # 1.2: PCI command and timing bits
     PCI_IO = 1
     PCI_BUS_MASTER = 4
@@ -96,6 +103,7 @@ cdef enum:                           # 1.2: PCI command and timing bits
     PCI_DECODE = 0x8000              # of a channel's half of the timing register
 
 cdef enum:                           # section 3, those that hvcore's own driver and the enlightened port name
+    COMMAND_DATA_SET_MANAGEMENT = 0x06
     COMMAND_READ = 0x20
     COMMAND_READ_EXT = 0x24
     COMMAND_READ_DMA_EXT = 0x25

@@ -106,6 +106,7 @@ ctypedef struct IdeDrive:
     int phase                        # IdePhase
     bint abandoned                   # reset or stopped while the media request is outstanding: its result is dropped
     IdeCommand command
+    uint64_t commands                # accepted since the drive was attached
     IdeMedia media
 
 ctypedef struct IdeChannel:

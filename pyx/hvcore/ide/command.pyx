@@ -598,6 +598,7 @@ cdef void data_set_management(IdeChannel *channel, IdeDrive *drive) noexcept nog
 
 cdef void command_start(IdeChannel *channel, IdeDrive *drive, uint8_t code) noexcept nogil:
     cdef uint32_t multiple = drive.multiple
+    drive.commands += 1
     drive.command.operation = OPERATION_NONE
     drive.command.addressing = ADDRESS_LBA28
     drive.command.dma = False

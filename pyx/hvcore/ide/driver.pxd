@@ -1,6 +1,9 @@
 # The IDE driver: the register programme of one request on one channel (ide.md sections 4 and 6), resumable at each
 # interrupt. It is the channel's only user: nothing else may touch the channel's ports between begin and done.
 #
+# The same programme runs beside the controller, by calls (ide_driver_init), and in a partition that reaches it through
+# its ports alone (ide_driver_init_ports).
+#
 # The owner's loop: begin; then, until IDE_DRIVER_DONE, step, do and complete the channel's media request if there is
 # one, and step again. A step without an interrupt does nothing.
 
@@ -14,6 +17,7 @@ cdef enum IdeRequestKind:
     IDE_REQUEST_WRITE = 2
     IDE_REQUEST_FLUSH = 3
     IDE_REQUEST_IDENTIFY = 4             # 512 bytes through the data port, whatever the mode
+    IDE_REQUEST_TRIM = 5                 # one block of 64 ranges (3.3) by DMA: segments name its 512 bytes of memory
 
 cdef enum IdeMode:
     IDE_MODE_DMA = 0
@@ -56,8 +60,18 @@ ctypedef struct IdeDriverResult:
     uint64_t port_accesses               # every one; a string transfer of one sector is one
     uint64_t bytes_copied                # through the data port
 
+ctypedef struct IdePorts:                # of a controller that is elsewhere; every call is one access
+    void *state
+    uint32_t (*read)(void *state, uint32_t port, uint32_t width) noexcept nogil
+    void (*write)(void *state, uint32_t port, uint32_t width, uint32_t value) noexcept nogil
+    # REP INSW, REP OUTSW: all words are done on return.
+    void (*read_string)(void *state, uint32_t port, void *buffer, uint32_t words) noexcept nogil
+    void (*write_string)(void *state, uint32_t port, const void *buffer, uint32_t words) noexcept nogil
+    bint (*irq)(void *state, uint32_t channel) noexcept nogil        # no access
+
 ctypedef struct IdeDriver:
-    IdeController *controller
+    IdeController *controller            # NULL: through the ports
+    IdePorts ports
     uint32_t channel
     uint16_t command_block               # port bases
     uint16_t bus_master
@@ -75,5 +89,7 @@ ctypedef struct IdeDriver:
 # table may be NULL: DMA requests are then refused.
 cdef void ide_driver_init(IdeDriver *driver, IdeController *controller, uint32_t channel, void *table,
                           uint32_t table_address) noexcept nogil
+cdef void ide_driver_init_ports(IdeDriver *driver, const IdePorts *ports, uint32_t channel, uint16_t bus_master,
+                                void *table, uint32_t table_address) noexcept nogil
 cdef void ide_driver_begin(IdeDriver *driver, const IdeRequest *request) noexcept nogil
 cdef int ide_driver_step(IdeDriver *driver) noexcept nogil           # IdeDriverProgress

@@ -21,6 +21,7 @@ from hvcore.ide.abi cimport (
     BM_STATUS,
     BM_TABLE,
     BM_TO_MEMORY,
+    COMMAND_DATA_SET_MANAGEMENT,
     COMMAND_FLUSH,
     COMMAND_IDENTIFY,
     COMMAND_READ,
@@ -44,6 +45,7 @@ from hvcore.ide.abi cimport (
     IDE_DATA,
     IDE_DEVICE,
     IDE_ERROR,
+    IDE_FEATURES,
     IDE_LBA28_SECTORS,
     IDE_LBA48_SECTORS,
     IDE_LBA_HIGH,
@@ -76,16 +78,50 @@ cdef enum:
     COMMAND_SECTORS = 65536          # 3.1: the most that one EXT command names
 
 
-# Port accesses, each counted
+# Port accesses: each caller counts
+
+cdef inline uint32_t port_read(IdeDriver *driver, uint32_t port, uint32_t width) noexcept nogil:
+    if driver.controller != NULL:
+        return ide_read(driver.controller, port, width)
+    return driver.ports.read(driver.ports.state, port, width)
+
+
+cdef inline void port_write(IdeDriver *driver, uint32_t port, uint32_t width, uint32_t value) noexcept nogil:
+    if driver.controller != NULL:
+        ide_write(driver.controller, port, width, value)
+    else:
+        driver.ports.write(driver.ports.state, port, width, value)
+
+
+cdef inline void port_read_string(IdeDriver *driver, uint32_t port, uint8_t *data, uint32_t words) noexcept nogil:
+    if driver.controller != NULL:
+        ide_read_string(driver.controller, port, data, words)
+    else:
+        driver.ports.read_string(driver.ports.state, port, data, words)
+
+
+cdef inline void port_write_string(IdeDriver *driver, uint32_t port, const uint8_t *data,
+                                   uint32_t words) noexcept nogil:
+    if driver.controller != NULL:
+        ide_write_string(driver.controller, port, data, words)
+    else:
+        driver.ports.write_string(driver.ports.state, port, data, words)
+
+
+cdef inline bint interrupt(IdeDriver *driver) noexcept nogil:
+    if driver.controller != NULL:
+        return ide_irq(driver.controller, driver.channel)
+    return driver.ports.irq(driver.ports.state, driver.channel)
+
 
 cdef inline uint8_t get(IdeDriver *driver, uint32_t port) noexcept nogil:
     driver.result.port_accesses += 1
-    return ide_read(driver.controller, port, 1) & 0xFF
+    return port_read(driver, port, 1) & 0xFF
 
 
 cdef inline void put(IdeDriver *driver, uint32_t port, uint8_t value) noexcept nogil:
     driver.result.port_accesses += 1
-    ide_write(driver.controller, port, 1, value)
+    port_write(driver, port, 1, value)
 
 
 cdef inline uint8_t get_status(IdeDriver *driver) noexcept nogil:
@@ -172,6 +208,8 @@ cdef bint valid(const IdeDriver *driver) noexcept nogil:
         return True
     if request.kind == IDE_REQUEST_IDENTIFY:
         return request.data != NULL
+    if request.kind == IDE_REQUEST_TRIM:
+        return valid_segments(driver)
     if request.kind != IDE_REQUEST_READ and request.kind != IDE_REQUEST_WRITE:
         return False
     if request.sectors == 0 or request.lba > IDE_LBA48_SECTORS or IDE_LBA48_SECTORS - request.lba < request.sectors:
@@ -216,7 +254,7 @@ cdef void put_count_and_address(IdeDriver *driver, uint32_t count, uint64_t lba)
 cdef void prepare_dma(IdeDriver *driver) noexcept nogil:
     fill_table(driver, driver.command_sectors)
     driver.result.port_accesses += 1
-    ide_write(driver.controller, driver.bus_master + BM_TABLE, 4, driver.table_address)
+    port_write(driver, driver.bus_master + BM_TABLE, 4, driver.table_address)
     put(driver, driver.bus_master + BM_COMMAND, dma_direction(driver))
     put(driver, driver.bus_master + BM_STATUS, BM_ERROR | BM_INTERRUPT)
 
@@ -260,9 +298,29 @@ cdef int issue_transfer(IdeDriver *driver) noexcept nogil:
     return IDE_DRIVER_WAITING
 
 
+cdef int issue_trim(IdeDriver *driver) noexcept nogil:
+    """DATA SET MANAGEMENT (3.3). The count is 16 bits deep: its high byte first."""
+    if table_reach(driver, 1) == 0:
+        return done(driver, IDE_OUTCOME_REFUSED)
+    driver.command_sectors = 1
+    if not select_drive(driver, DEVICE_LBA):
+        return done(driver, IDE_OUTCOME_NOT_READY)
+    put(driver, driver.command_block + IDE_FEATURES, 1)
+    put(driver, driver.command_block + IDE_COUNT, 0)
+    put(driver, driver.command_block + IDE_COUNT, 1)
+    prepare_dma(driver)
+    put(driver, driver.command_block + IDE_COMMAND, COMMAND_DATA_SET_MANAGEMENT)
+    driver.result.commands += 1
+    put(driver, driver.bus_master + BM_COMMAND, BM_START)
+    driver.stage = STAGE_DMA
+    return IDE_DRIVER_WAITING
+
+
 cdef int issue(IdeDriver *driver) noexcept nogil:
     if driver.request.kind == IDE_REQUEST_READ or driver.request.kind == IDE_REQUEST_WRITE:
         return issue_transfer(driver)
+    if driver.request.kind == IDE_REQUEST_TRIM:
+        return issue_trim(driver)
     if not select_drive(driver, DEVICE_LBA):
         return done(driver, IDE_OUTCOME_NOT_READY)
     driver.command_done = 0
@@ -304,18 +362,18 @@ cdef void move_block(IdeDriver *driver, bint reading) noexcept nogil:
         left -= 1
         if driver.request.mode != IDE_MODE_PIO:
             if reading:
-                ide_read_string(driver.controller, port, data, IDE_SECTOR_WORDS)
+                port_read_string(driver, port, data, IDE_SECTOR_WORDS)
             else:
-                ide_write_string(driver.controller, port, data, IDE_SECTOR_WORDS)
+                port_write_string(driver, port, data, IDE_SECTOR_WORDS)
             driver.result.port_accesses += 1
         else:
             for i in range(<uint32_t> IDE_SECTOR_WORDS):
                 if reading:
-                    word = ide_read(driver.controller, port, 2) & 0xFFFF
+                    word = port_read(driver, port, 2) & 0xFFFF
                     memcpy(data + 2 * i, &word, 2)
                 else:
                     memcpy(&word, data + 2 * i, 2)
-                    ide_write(driver.controller, port, 2, word)
+                    port_write(driver, port, 2, word)
             driver.result.port_accesses += IDE_SECTOR_WORDS
         data += IDE_SECTOR
     driver.command_done += sectors
@@ -384,17 +442,29 @@ cdef int no_data_end(IdeDriver *driver) noexcept nogil:
 
 # Entry points
 
-cdef void ide_driver_init(IdeDriver *driver, IdeController *controller, uint32_t channel, void *table,
-                          uint32_t table_address) noexcept nogil:
-    memset(driver, 0, sizeof(IdeDriver))
-    driver.controller = controller
+cdef void init(IdeDriver *driver, uint32_t channel, void *table, uint32_t table_address) noexcept nogil:
     driver.channel = channel
     driver.command_block = IDE_COMMAND_BLOCK_1 if channel else IDE_COMMAND_BLOCK_0
-    driver.bus_master = controller.bus_master + 8 * channel
     driver.table = <uint8_t *> table
     driver.table_address = table_address
     driver.multiple = IDE_MULTIPLE_MAX
     driver.stage = STAGE_DONE
+
+
+cdef void ide_driver_init(IdeDriver *driver, IdeController *controller, uint32_t channel, void *table,
+                          uint32_t table_address) noexcept nogil:
+    memset(driver, 0, sizeof(IdeDriver))
+    driver.controller = controller
+    driver.bus_master = controller.bus_master + 8 * channel
+    init(driver, channel, table, table_address)
+
+
+cdef void ide_driver_init_ports(IdeDriver *driver, const IdePorts *ports, uint32_t channel, uint16_t bus_master,
+                                void *table, uint32_t table_address) noexcept nogil:
+    memset(driver, 0, sizeof(IdeDriver))
+    driver.ports = ports[0]
+    driver.bus_master = bus_master + 8 * channel
+    init(driver, channel, table, table_address)
 
 
 cdef void ide_driver_begin(IdeDriver *driver, const IdeRequest *request) noexcept nogil:
@@ -402,8 +472,8 @@ cdef void ide_driver_begin(IdeDriver *driver, const IdeRequest *request) noexcep
     memset(&driver.result, 0, sizeof(IdeDriverResult))
     driver.segment = 0
     driver.segment_offset = 0
-    if request.kind == IDE_REQUEST_IDENTIFY or request.kind == IDE_REQUEST_FLUSH:
-        driver.request.sectors = 1 if request.kind == IDE_REQUEST_IDENTIFY else 0
+    if request.kind != IDE_REQUEST_READ and request.kind != IDE_REQUEST_WRITE:
+        driver.request.sectors = 0 if request.kind == IDE_REQUEST_FLUSH else 1
     driver.stage = STAGE_ISSUE
     if not valid(driver):
         done(driver, IDE_OUTCOME_REFUSED)
@@ -415,7 +485,7 @@ cdef int ide_driver_step(IdeDriver *driver) noexcept nogil:
         if driver.stage == STAGE_ISSUE:
             progress = issue(driver)
             continue
-        if not ide_irq(driver.controller, driver.channel):
+        if not interrupt(driver):
             return IDE_DRIVER_WAITING
         driver.result.interrupts += 1
         if driver.stage == STAGE_DATA_IN:
@@ -440,6 +510,7 @@ cdef dict KINDS = {
     "write": IDE_REQUEST_WRITE,
     "flush": IDE_REQUEST_FLUSH,
     "identify": IDE_REQUEST_IDENTIFY,
+    "trim": IDE_REQUEST_TRIM,
 }
 cdef dict MODES = {
     "dma": IDE_MODE_DMA,
@@ -479,9 +550,9 @@ cdef class Driver:
                 segments=()):
         """Runs one request to its end -> Result.
 
-        kind: read, write, flush, identify; mode: dma, pio, pio-string, pio-multiple. data: a writable buffer of
+        kind: read, write, flush, identify, trim; mode: dma, pio, pio-string, pio-multiple. data: a writable buffer of
         sectors * 512 bytes (identify: 512) for the PIO modes; segments: (address, bytes) pairs of the controller's
-        memory for dma. Result.outcome: "ok", or what went wrong; a request that cannot be is "refused".
+        memory for dma (trim: those of its 512 bytes). Result.outcome: "ok", or what went wrong; a request that cannot be is "refused".
         """
         cdef IdeRequest request
         cdef Py_buffer view

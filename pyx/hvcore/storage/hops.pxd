@@ -11,3 +11,6 @@ cdef enum Hop:
     HOP_MEDIA_GIVEN = 7          # the worker saw the media's answer
     HOP_WORKER_DONE = 8          # the worker posted ATA status and interrupt
     HOP_COMPLETED = 9            # the VSP staged the completion
+    HOP_ACCESS_TAKEN = 10        # trapped: the worker took a port access; the channel is the port
+    HOP_ACCESS_ANSWERED = 11
+    HOP_MEDIA_POSTED = 12        # the guest's controller asked for the media
