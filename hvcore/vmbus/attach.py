@@ -10,8 +10,10 @@ from hvcore.errors import ProtocolError
 from hvcore.vmbus.message import MAX_PAYLOAD
 
 MAGIC = b"VMBUSUSR"
-LAYOUT_VERSION = 1
+OLDEST_VERSION = 1
+LAYOUT_VERSION = 2  # from 2 on with port intercepts
 EVENT_PAGE_BYTES = 4096
+INTERCEPT_BYTES = 16384
 HOST_TO_GUEST_FLAGS = 0
 GUEST_TO_HOST_FLAGS = 256
 GUEST_SLEEP_WORD = 512
@@ -35,7 +37,7 @@ class Refusal(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    lowest_version: int = LAYOUT_VERSION
+    lowest_version: int = OLDEST_VERSION
     highest_version: int = LAYOUT_VERSION
 
     def encode(self) -> bytes:
@@ -63,6 +65,7 @@ class Accept:
     vp_count: int = 0
     event_page_bytes: int = 0
     version: int = LAYOUT_VERSION
+    intercept_bytes: int = 0
 
     def encode(self) -> bytes:
         return _ACCEPT.pack(
@@ -76,6 +79,7 @@ class Accept:
             self.message_rate,
             self.message_burst,
             self.vm_id.bytes_le,
+            self.intercept_bytes,
             0,
         )
 
@@ -83,10 +87,12 @@ class Accept:
     def decode(cls, datagram: bytes) -> "Accept":
         if len(datagram) != _ACCEPT.size:
             raise ProtocolError(f"ACCEPT of {len(datagram)} bytes, not {_ACCEPT.size}")
-        magic, version, _, status, memory, page, vps, rate, burst, vm_id, _ = _ACCEPT.unpack(datagram)
+        magic, version, _, status, memory, page, vps, rate, burst, vm_id, intercepts, _ = _ACCEPT.unpack(datagram)
         if magic != MAGIC:
             raise ProtocolError("not an ACCEPT of vmbus-user")
-        return cls(status, memory, rate, burst, UUID(bytes_le=vm_id), vps, page, version)
+        if version < 2:
+            intercepts = 0  # reserved
+        return cls(status, memory, rate, burst, UUID(bytes_le=vm_id), vps, page, version, intercepts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,6 @@ class PostStatus:
 
 
 _HELLO = Struct("<8sHHI")
-_ACCEPT = Struct("<8sHHIQIIII16sQ")
+_ACCEPT = Struct("<8sHHIQIIII16sII")
 _STATUS = Struct("<IIQ")
 assert (_HELLO.size, _ACCEPT.size, _STATUS.size) == (16, 64, PostStatus.BYTES)

@@ -13,7 +13,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Condition, Lock, Thread, current_thread
 from uuid import UUID
@@ -22,9 +22,11 @@ from hvcore.errors import GuestGone, HostError, ProtocolError
 from hvcore.linux import descriptors
 from hvcore.vmbus.attach import (
     EVENT_PAGE_BYTES,
+    INTERCEPT_BYTES,
     LAYOUT_VERSION,
     MAX_DATAGRAM,
     MESSAGE_HEADER,
+    OLDEST_VERSION,
     POST_STATUS,
     Accept,
     Hello,
@@ -104,7 +106,10 @@ def peer_user(sock: socket.socket) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """What a guest gets. The descriptors stay the host's; they are only sent."""
+    """What a guest gets. The descriptors stay the host's; they are only sent.
+
+    intercepts_fd: the pages of its port intercepts, None without; a guest that speaks only version 1 does not get them.
+    """
 
     memory_fd: int
     memory_bytes: int
@@ -112,6 +117,7 @@ class Attachment:
     event_page_fd: int
     vm_id: UUID
     vp_count: int = 1
+    intercepts_fd: int | None = None
 
 
 class HostEndpoint:
@@ -228,13 +234,14 @@ class HostEndpoint:
         self._on_gone(reason)
 
     def _handshake(self, datagram: bytes) -> None:
-        refusal, attachment = Refusal.ACCEPTED, None
+        refusal, attachment, version = Refusal.ACCEPTED, None, LAYOUT_VERSION
         try:
             hello = Hello.decode(datagram)
         except ProtocolError:
             refusal = Refusal.MALFORMED
         else:
-            if not hello.lowest_version <= LAYOUT_VERSION <= hello.highest_version:
+            version = min(LAYOUT_VERSION, hello.highest_version)
+            if version < max(OLDEST_VERSION, hello.lowest_version):
                 refusal = Refusal.VERSION
             elif self._allowed_users is not None and peer_user(self._sock) not in self._allowed_users:
                 refusal = Refusal.NOT_PERMITTED
@@ -258,8 +265,12 @@ class HostEndpoint:
             attachment.vm_id,
             attachment.vp_count,
             EVENT_PAGE_BYTES,
+            version,
         )
         shared = [attachment.memory_fd, attachment.doorbell_fd, attachment.event_page_fd]
+        if version >= 2 and attachment.intercepts_fd is not None:
+            accept = replace(accept, intercept_bytes=INTERCEPT_BYTES)
+            shared.append(attachment.intercepts_fd)
         try:
             descriptors.send(self._sock, accept.encode(), shared)
         except OSError as error:
@@ -324,13 +335,14 @@ def _check_shared(fd: int, size: int, what: str) -> None:
 
 
 class GuestEndpoint:
-    """The guest's end: made by attach(), ended by close(). Owns the socket and the three descriptors memory_fd,
-    doorbell_fd and event_page_fd. send() may be called by several threads."""
+    """The guest's end: made by attach(), ended by close(). Owns the socket and the descriptors memory_fd, doorbell_fd,
+    event_page_fd and intercepts_fd (None: no port is intercepted). send() may be called by several threads."""
 
     def __init__(self, sock: socket.socket, accept: Accept, shared: list[int]) -> None:
         """Takes what a handshake gave; use attach()."""
         self._sock = sock
-        self.memory_fd, self.doorbell_fd, self.event_page_fd = shared
+        self.memory_fd, self.doorbell_fd, self.event_page_fd = shared[:3]
+        self.intercepts_fd = shared[3] if len(shared) > 3 else None
         self.memory_bytes = accept.memory_bytes
         self.vm_id = accept.vm_id
         self.vp_count = accept.vp_count
@@ -350,7 +362,7 @@ class GuestEndpoint:
             sock.settimeout(timeout)
             sock.send(Hello().encode(), socket.MSG_NOSIGNAL)
             # Room for one more than there may be, so that the error can tell.
-            datagram, shared, flags = descriptors.receive(sock, 256, 4)
+            datagram, shared, flags = descriptors.receive(sock, 256, 5)
             if not datagram:
                 raise GuestGone("the host closed the socket during the handshake")
             if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
@@ -359,12 +371,18 @@ class GuestEndpoint:
             if accept.status != Refusal.ACCEPTED:
                 reasons = {refusal.value: refusal.name for refusal in Refusal}
                 raise HostError(f"the host refused the attachment: {reasons.get(accept.status, accept.status)}")
-            if accept.version != LAYOUT_VERSION or accept.event_page_bytes != EVENT_PAGE_BYTES:
+            known = OLDEST_VERSION <= accept.version <= LAYOUT_VERSION
+            if not known or accept.event_page_bytes != EVENT_PAGE_BYTES:
                 raise ProtocolError(f"ACCEPT of layout version {accept.version}")
-            if len(shared) != 3:
-                raise ProtocolError(f"ACCEPT with {len(shared)} descriptors, not 3")
+            count = 4 if accept.intercept_bytes else 3
+            if len(shared) != count:
+                raise ProtocolError(f"ACCEPT with {len(shared)} descriptors, not {count}")
             _check_shared(shared[0], accept.memory_bytes, "guest memory")
             _check_shared(shared[2], EVENT_PAGE_BYTES, "event page")
+            if accept.intercept_bytes:
+                if accept.intercept_bytes != INTERCEPT_BYTES:
+                    raise ProtocolError(f"ACCEPT with intercept pages of {accept.intercept_bytes} bytes")
+                _check_shared(shared[3], INTERCEPT_BYTES, "port intercepts")
             if str(Path(f"/proc/self/fd/{shared[1]}").readlink()) != "anon_inode:[eventfd]":
                 raise ProtocolError("the doorbell is not an eventfd")
             sock.settimeout(None)
@@ -428,8 +446,9 @@ class GuestEndpoint:
             self._thread.join()
         with self._sending:
             self._sock.close()
-        for fd in (self.memory_fd, self.doorbell_fd, self.event_page_fd):
-            os.close(fd)
+        for fd in (self.memory_fd, self.doorbell_fd, self.event_page_fd, self.intercepts_fd):
+            if fd is not None:
+                os.close(fd)
 
     def _read(
         self,

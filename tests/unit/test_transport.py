@@ -5,11 +5,14 @@ import fcntl
 import os
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hvcore.errors import GuestGone, HostError, ProtocolError
+from hvcore.hypervisor.intercept import INTERCEPT_SIZE
+from hvcore.linux.descriptors import receive
 from hvcore.vmbus import message as m
 from hvcore.vmbus.attach import (
     EVENT_PAGE_BYTES,
@@ -17,6 +20,7 @@ from hvcore.vmbus.attach import (
     GUEST_TO_HOST_FLAGS,
     HOST_SLEEP_WORD,
     HOST_TO_GUEST_FLAGS,
+    INTERCEPT_BYTES,
     POST_STATUS,
     Accept,
     Hello,
@@ -154,17 +158,44 @@ def test_the_documented_numbers_are_those_of_the_code():
     assert f"0x{POST_STATUS:X}" in text
 
 
+def test_the_documented_intercept_pages_are_those_of_the_code():
+    text = (Path(__file__).parents[2] / "docs" / "vmbus-user.md").read_text()
+    assert INTERCEPT_SIZE == INTERCEPT_BYTES
+    for title, size in (("16384 bytes:", 16384), ("of the virtual processor:", 4096)):
+        end = 0
+        for offset, length, *_ in rows(text, title):
+            assert int(offset) == end
+            end += int(length)
+        assert end == size
+
+
 def test_handshake():
     with Host() as host:
         memory = MEMORY_PAGES * 4096
-        assert host.accept == Accept(0, memory, MESSAGE_RATE, MESSAGE_BURST, VM, 1, 4096, 1)
+        assert host.accept == Accept(0, memory, MESSAGE_RATE, MESSAGE_BURST, VM, 1, 4096, 2, 0)
         assert (len(host.descriptors), host.endpoint.attached) == (3, True)
+
+
+@pytest.mark.parametrize(("hello", "version", "descriptors"), [((1, 1), 1, 3), ((1, 2), 2, 4), ((2, 9), 2, 4)])
+def test_intercept_pages_are_for_guests_that_speak_version_2(hello, version, descriptors):
+    with Host(attach=False) as host:
+        pages = memfd(INTERCEPT_BYTES)
+        host.shared.attachment = replace(host.shared.attachment, intercepts_fd=pages)
+        host.says(Hello(*hello).encode())
+        datagram, received, _ = receive(host.guest, 300, 5)
+        accept = Accept.decode(datagram)
+        assert (accept.version, accept.intercept_bytes) == (version, INTERCEPT_BYTES if version == 2 else 0)
+        assert len(received) == descriptors
+        if version == 2:
+            assert os.fstat(received[3]).st_ino == os.fstat(pages).st_ino
+        for fd in [pages, *received]:
+            os.close(fd)
 
 
 @pytest.mark.parametrize(
     ("hello", "refusal"),
     [
-        (Hello(2, 9).encode(), Refusal.VERSION),
+        (Hello(3, 9).encode(), Refusal.VERSION),
         (Hello(0, 0).encode(), Refusal.VERSION),
         (Hello(2, 1).encode(), Refusal.MALFORMED),
         (HELLO[:-1], Refusal.MALFORMED),
@@ -182,10 +213,11 @@ def test_bad_hello_is_refused(hello, refusal):
         assert not host.endpoint.attached and host.endpoint.closed
 
 
-def test_hello_of_a_newer_guest_that_knows_version_1():
+@pytest.mark.parametrize(("hello", "version"), [((1, 7), 2), ((0, 1), 1)])
+def test_the_newest_version_that_both_know(hello, version):
     with Host(attach=False) as host:
-        host.says(Hello(1, 7).encode())
-        assert Accept.decode(host.guest.recv(300)).version == 1
+        host.says(Hello(*hello).encode())
+        assert Accept.decode(host.guest.recv(300)).version == version
 
 
 @pytest.mark.parametrize(
@@ -407,19 +439,29 @@ def test_guest_attaches():
         assert len(open_descriptors()) == before - 1
 
 
-def unsealed():
-    return memfd(4 * 4096, 0)
+def with_intercepts(size=INTERCEPT_BYTES):
+    return Accept(0, 4 * 4096, 1, 1, VM, 1, 4096, 2, size).encode()
 
 
 BAD = {
     "short": (lambda host: {"datagram": host.accept.encode()[:-1]}, "63 bytes"),
     "magic": (lambda host: {"datagram": bytes(64)}, "not an ACCEPT"),
     "long": (lambda host: {"datagram": host.accept.encode() + bytes(300)}, "truncated"),
-    "version": (lambda host: {"datagram": Accept(0, 4 * 4096, 1, 1, VM, 1, 4096, 2).encode()}, "layout version 2"),
+    "version": (lambda host: {"datagram": Accept(0, 4 * 4096, 1, 1, VM, 1, 4096, 3).encode()}, "layout version 3"),
     "no descriptors": (lambda host: {"fds": []}, "0 descriptors"),
     "two descriptors": (lambda host: {"fds": host.fds()[:2]}, "2 descriptors"),
     "four descriptors": (lambda host: {"fds": [*host.fds(), 0]}, "4 descriptors"),
-    "five descriptors": (lambda host: {"fds": [*host.fds(), 0, 1]}, "truncated"),
+    "five descriptors": (lambda host: {"fds": [*host.fds(), 0, 1]}, "5 descriptors"),
+    "six descriptors": (lambda host: {"fds": [*host.fds(), 0, 1, 2]}, "truncated"),
+    "no intercept pages": (lambda host: {"datagram": with_intercepts()}, "3 descriptors, not 4"),
+    "other intercept pages": (
+        lambda host: {"datagram": with_intercepts(4096), "fds": [*host.fds(), host.shared.page]},
+        "intercept pages of 4096 bytes",
+    ),
+    "intercept pages are smaller": (
+        lambda host: {"datagram": with_intercepts(), "fds": [*host.fds(), host.shared.page]},
+        "announced are 16384",
+    ),
     "memory is no memfd": (lambda host: {"fds": [host.shared.doorbell, *host.fds()[1:]]}, "not a memfd"),
     "memory is smaller": (lambda host: {"fds": [host.shared.page, *host.fds()[1:]]}, "announced are 16384"),
     "page is larger": (lambda host: {"fds": [*host.fds()[:2], host.shared.memory]}, "announced are 4096"),
