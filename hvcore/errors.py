@@ -70,8 +70,12 @@ class DiskError(_DeviceError):
     """A disk request failed on the device.
 
     srb_status, scsi_status, sense_key, asc, ascq: as the device answered (storvsp.md 5.4, 6). For a batch, index is
-    the first failed request and statuses the SRB status of each request (1 = success); otherwise None.
+    the first failed request and statuses the SRB status of each request (1 = success); otherwise None. ata_status,
+    ata_error: of a disk behind an IDE controller (ide.md 1.4), otherwise None.
     """
+
+    ata_status: int | None = None
+    ata_error: int | None = None
 
     def __init__(
         self,

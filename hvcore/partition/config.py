@@ -10,7 +10,7 @@ from hvcore.disk.rules import parse
 from hvcore.sizes import parse_size
 from hvcore.storage.gate import check_limits
 
-PATHS = ("synthetic", "emulated", "accelerated")
+PATHS = ("synthetic", "emulated", "trapped", "accelerated")
 IDE_MODES = ("dma", "pio", "pio-string", "pio-multiple")
 FORMATS = ("raw", "vhd", "vhdx", "python")
 IDE_DRIVES = 4
@@ -27,13 +27,13 @@ class DiskConfig:
     """One virtual disk of a VM.
 
     image: a file, or with format "python" a class that is the disk, "package.module:Class", made with `options` (see
-    hvcore.disk.classes). path: "synthetic" (storvsp), "emulated" (through the IDE emulator) or "accelerated" (an IDE
-    disk over a storvsp channel of its own). format: "raw", "vhd", "vhdx", "python", or None to recognise VHD and VHDX
-    by content. ide_mode: how the emulated path moves data. sector_size: 512 or 4096, for raw images and Python classes
-    only. controller, lun: place of a synthetic disk; lun None takes the lowest that is free. shared: other VMs of the
-    host may use the same image, whose disks all say so. min_iops ... max_bandwidth: limits, in operations of 8 KiB and
-    in bytes per second, 0 for none (docs/qos-and-counters.md). inject: rules in front of the disk (see
-    hvcore.disk.rules).
+    hvcore.disk.classes). path: "synthetic" (storvsp), "emulated" (through the IDE emulator), "trapped" (the guest drives
+    the IDE controller by its ports) or "accelerated" (an IDE disk over a storvsp channel of its own, and at the ports
+    too). format: "raw", "vhd", "vhdx", "python", or None to recognise VHD and VHDX by content. ide_mode: how the
+    emulated and the trapped path move data. sector_size: 512 or 4096, for raw images and Python classes only.
+    controller, lun: place of a synthetic disk; lun None takes the lowest that is free. shared: other VMs of the host
+    may use the same image, whose disks all say so. min_iops ... max_bandwidth: limits, in operations of 8 KiB and in
+    bytes per second, 0 for none (docs/qos-and-counters.md). inject: rules in front of the disk (see hvcore.disk.rules).
     """
 
     image: str

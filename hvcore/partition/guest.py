@@ -18,6 +18,7 @@ from hvcore.partition.adapter import Adapter, OpenChannel, check_policy
 from hvcore.partition.changes import Change, Changes
 from hvcore.partition.disk import Disk
 from hvcore.partition.rescan import lost, rescan
+from hvcore.partition.trapped import Controller, TrappedDisk
 from hvcore.sizes import format_size
 from hvcore.storage.packet import IDE_INTERFACE, SCSI_INTERFACE
 from hvcore.storage.vsc import Channel
@@ -92,7 +93,8 @@ class Guest:
         queue_policy: see Disk.queue_policy.
         """
         self.closed = False
-        self.disks: list[Disk] = []
+        self.disks: list[Disk | TrappedDisk] = []
+        self.ide: Controller | None = None
         self.adapters: list[Adapter] = []
         self.queue_policy = check_policy(queue_policy)
         self._timeout = timeout
@@ -129,7 +131,11 @@ class Guest:
         }
         adapters: dict[UUID, Adapter] = {}
         for description in disks:
-            instance, number = UUID(description["instance"]), description["number"]
+            number = description["number"]
+            if description["path"] == "trapped":
+                self.disks.append(TrappedDisk(self, self._ide(), number, description))
+                continue
+            instance = UUID(description["instance"])
             if instance not in offers:
                 raise ProtocolError(f"the host does not offer disk {number}")
             if instance not in adapters:
@@ -139,6 +145,15 @@ class Guest:
             if instance not in adapters:
                 path = "accelerated" if offered.offer.interface_type == IDE_INTERFACE else "synthetic"
                 self._open_adapter(offered, {"path": path, "ide_mode": None}, sub_channels)
+
+    def _ide(self) -> Controller:
+        """The IDE controller at this partition's ports."""
+        if self.ide is None:
+            if self._endpoint.intercepts_fd is None:
+                raise ProtocolError("the host intercepts none of this partition's ports")
+            intercepts = Region.attach(self._endpoint.intercepts_fd)
+            self.ide = Controller(self.memory, intercepts, self._pages.allocate)
+        return self.ide
 
     def _open_adapter(self, offered: ClientChannel, facts: dict[str, Any], sub_channels: int | None) -> Adapter:
         # Both ends of the emulated path and the worker are three waiters: where CPUs are short this one blocks at once.
@@ -294,6 +309,8 @@ class Guest:
 
     def _gone(self, reason: str) -> None:
         self._client.gone(reason)
+        if self.ide is not None:
+            self.ide.end()
         for adapter in list(self.adapters):
             adapter.end()
 
@@ -312,6 +329,8 @@ class Guest:
         if self.closed:
             return
         self.closed = True
+        if self.ide is not None:
+            self.ide.end()
         self._changes.close()
         for adapter in self.adapters:
             adapter.close(self._client.close_channel)

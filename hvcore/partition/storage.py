@@ -11,7 +11,7 @@ from hvcore.dispatch.host import Dispatch
 from hvcore.dispatch.pool import MediaPool
 from hvcore.errors import Error, HostError
 from hvcore.partition.config import IDE_DRIVES, IDE_MODES, LUNS, DiskConfig, VmConfig
-from hvcore.partition.emulator import Drive
+from hvcore.partition.emulator import Drive, GuestDrive
 from hvcore.partition.images import Images, OpenImage
 from hvcore.scsi import LogicalUnit, Target
 from hvcore.storage.packet import IDE_INTERFACE, SCSI_INTERFACE
@@ -19,6 +19,7 @@ from hvcore.vhd.live import resize
 from hvcore.vmbus.offers import Offer
 
 Event = Callable[..., None]
+PORT_PATHS = ("trapped", "accelerated")  # at the ports of the guest's IDE controller
 IDE_SECTOR = 512
 IDE_SIZE_MAX = IDE_SECTOR << 48
 # storvsp.md 1: what an offer of an IDE disk tells Windows beside its instance.
@@ -92,6 +93,7 @@ class VirtualDisk:
             "controller": self.config.controller if self.config.path == "synthetic" else None,
             "lun": self.lun,
             "place": self.place,
+            "read_only": self.image.disk.read_only,
             "path": self.config.path,
             "ide_mode": self.config.ide_mode,
             "image": self.image.info.path,
@@ -140,8 +142,21 @@ class Storage:
 
     @property
     def drives(self) -> list[Drive]:
-        """What the worker emulates."""
-        return [disk.drive() for disk in self if disk.place is not None]
+        """What the worker emulates for the VSP."""
+        return [disk.drive() for disk in self if disk.config.path == "emulated"]
+
+    @property
+    def guest_drives(self) -> list[GuestDrive]:
+        """What the worker emulates for the guest's port accesses."""
+        return [
+            (*disk.drive(), disk.image.disk.can_trim, self.dispatch.trace_base(disk.index))
+            for disk in self
+            if disk.config.path in PORT_PATHS
+        ]
+
+    @property
+    def needs_worker(self) -> bool:
+        return any(disk.place is not None for disk in self)
 
     # Coming and going.
 
@@ -171,14 +186,17 @@ class Storage:
                 self.inject(disk, config.inject)
             if place is not None:
                 disk.place = place
-                controller = self._ide_controller(config, identity, place)
-            assert controller is not None
-            self.dispatch.attach_unit(controller.number, lun, index)
+                controller = self._ide_controller(config, identity, place) if config.path != "trapped" else None
+            if controller is not None:
+                self.dispatch.attach_unit(controller.number, lun, index)
+            if place is not None and config.path in PORT_PATHS:
+                self.dispatch.attach_drive(index, *divmod(place, 2))
         except BaseException:
             self.dispatch.remove_disk(index)
             raise
         disk.controller, disk.lun = controller, lun
-        controller.units[lun] = disk
+        if controller is not None:
+            controller.units[lun] = disk
         self.disks[number] = disk
         if any(config.limits.values()):
             self.dispatch.set_limits(index, **config.limits)
@@ -239,17 +257,16 @@ class Storage:
     def detach(self, disk: VirtualDisk) -> None:
         """The guest cannot reach the disk any more; its requests under way go on (dispatch.drain_disk)."""
         disk.delays(False)
-        assert disk.controller is not None
-        del disk.controller.units[disk.lun]
-        self.dispatch.detach_unit(disk.controller.number, disk.lun)
+        if disk.controller is not None:
+            del disk.controller.units[disk.lun]
+            self.dispatch.detach_unit(disk.controller.number, disk.lun)
         del self.disks[disk.number]
 
     def discard(self, disk: VirtualDisk) -> None:
         """After detach(), with nothing in flight and an IDE disk's channel closed: forgets it and closes its image."""
-        assert disk.controller is not None
         self.dispatch.remove_disk(disk.index)
         disk.target.close()
-        if disk.place is not None:
+        if disk.place is not None and disk.controller is not None:
             self.dispatch.remove_controller(disk.controller.number)
         self._release(disk.image)
 

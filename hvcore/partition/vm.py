@@ -16,7 +16,7 @@ from hvcore.memory.region import Region
 from hvcore.metrics.events import EventReader
 from hvcore.metrics.trace import TraceReader, decode
 from hvcore.partition.config import LIMITS, DiskConfig, VmConfig
-from hvcore.partition.emulator import Emulator
+from hvcore.partition.emulator import INTERCEPTED_PORTS, Emulator
 from hvcore.partition.images import Images
 from hvcore.partition.loop import Loop
 from hvcore.partition.sources import Attached, Watch, hung_up
@@ -172,7 +172,7 @@ class Vm:
         """Starts the worker, when there are emulated disks. HostError when it does not come up."""
         if self.running:
             raise HostError(f"{self.config.name} is running already")
-        if self.storage.drives:
+        if self.storage.needs_worker:
             self._start_worker()
             self._loop.add(self._broken)
         self.running = True
@@ -187,7 +187,7 @@ class Vm:
             self._endpoint.on_hangup()
         if self._endpoint is not None:
             raise HostError(f"{self.config.name} has a guest already")
-        if self.storage.drives and self._emulator is None:
+        if self.storage.needs_worker and self._emulator is None:
             self._restarts.clear()
             self._start_worker()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -201,7 +201,7 @@ class Vm:
         if self._endpoint is not None:
             self._drop_guest()
             self._note("guest stopped", vm=self.config.name)
-        if self.running and self.storage.drives:
+        if self.running and self.storage.needs_worker:
             self._loop.remove(self._broken)
         self._stop_worker()
         if self.running:
@@ -223,7 +223,9 @@ class Vm:
 
     def _start_worker(self) -> None:
         memory = self._partition.memory if self._partition is not None else None
-        self._emulator = Emulator(self.dispatch, self.storage.drives, memory)
+        intercepts = self._partition.intercepts if self._partition is not None else None
+        storage = self.storage
+        self._emulator = Emulator(self.dispatch, storage.drives, memory, storage.guest_drives, intercepts)
         self._watch = Watch(self._emulator.pidfd, self._worker_ended)
         self._loop.add(self._watch)
         self._open_trace()
@@ -254,6 +256,8 @@ class Vm:
         else:
             self._note("worker not restarted", vm=self.config.name, reason="it ended too often")
         self.dispatch.worker_unavailable()
+        if self._partition is not None and self._partition.intercepts is not None:
+            self._partition.intercepts.worker_unavailable()
 
     def _worker_broke(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -265,15 +269,17 @@ class Vm:
     # The guest.
 
     def _admit(self) -> Attachment | Refusal:
+        intercepted = INTERCEPTED_PORTS if self.storage.guest_drives else None
         try:
-            self._partition = self._hypervisor.create_child(self.config.memory, self.id)
+            self._partition = self._hypervisor.create_child(self.config.memory, self.id, intercepted)
         except MemoryError as error:
             self._note("guest refused", vm=self.config.name, reason=str(error))
             return Refusal.NO_MEMORY
-        self.dispatch.attach(self._partition.memory, self._partition.events, self._partition.doorbell)
+        memory, intercepts = self._partition.memory, self._partition.intercepts
+        self.dispatch.attach(memory, self._partition.events, self._partition.doorbell, intercepts)
         if self._emulator is not None:
             with contextlib.suppress(HostError):  # it is dying: its end comes as an event of its own
-                self._emulator.memory(self._partition.memory)
+                self._emulator.memory(memory, intercepts)
         pages = self._partition.memory.size // 4096
         self._server = VmbusServer(self._send, self, memory_pages=pages)
         self._channels = {}

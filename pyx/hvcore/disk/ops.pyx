@@ -49,6 +49,11 @@ cdef class Backend:
         return self.ref.physical_sector_size
 
     @property
+    def can_trim(self):
+        """Whether trim() may give space back."""
+        return bool(self.ref.can_trim)
+
+    @property
     def read_only(self):
         return bool(self.ref.read_only)
 

@@ -27,7 +27,7 @@ from hvcore.linux.atomics cimport (
     cpu_relax, exchange32, load_acquire32, load_relaxed32, fence_full, store_relaxed32, store_release32)
 from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.cpu cimport spin_budget
-from hvcore.linux.spin cimport SPIN_MAX_NS, Spinner, spin_begin, spin_end, spin_learn
+from hvcore.linux.spin cimport SPIN_MAX_NS, Spinner, spin_begin, spin_end, spin_learn, spin_yield
 from hvcore.linux.syscalls cimport eventfd_ring, futex_wait, futex_wake
 from hvcore.linux.threads cimport (
     Monitor, Thread, monitor_destroy, monitor_init, monitor_lock, monitor_unlock, monitor_wait, monitor_wake,
@@ -41,6 +41,7 @@ cdef enum:
     # memory would be one more thing that a guest can change under the walk.
     TABLE_BYTES = 4096
     STAGING_BYTES = 0x40000      # the largest request (host: max_transfer)
+    ACCESS_NS = 20000
 
 cdef extern from *:
     """
@@ -257,6 +258,8 @@ cdef bint worker_spin(WorkerLoop *loop) noexcept nogil:
             cpu_relax()
         if clock_ns() >= end:
             break
+        if loop.pages != NULL:
+            spin_yield()                         # the guest may share this CPU
     spin_end(&loop.spinner)
     return ready
 
@@ -316,6 +319,8 @@ cdef void *worker_thread(void *argument) noexcept nogil:
                 worker_message(loop, &loop.channels[i])
                 work = True
         if loop.ide.any and guest_ide_poll(&loop.ide):
+            # A register programme's next access is not far: worth to wait awake for, whatever the last wait was.
+            loop.spinner.limit_ns = max(loop.spinner.limit_ns, <uint64_t> ACCESS_NS)
             work = True
         if not work and not worker_spin(loop):
             worker_sleep(loop)

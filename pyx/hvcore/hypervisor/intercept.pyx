@@ -15,6 +15,7 @@ from hvcore.linux.syscalls cimport futex_wait, futex_wake
 cdef enum:
     PATIENCE_NS = 200000000          # for the answer to an access once a signal came: then Python's handlers must run
     LOOKS = 64                       # between two looks at the clock
+    ACCESS_NS = 20000                # of waiting awake for an access: its answer takes no longer from a worker that is awake
 
 INTERCEPT_SIZE = INTERCEPT_BYTES
 
@@ -65,6 +66,8 @@ cdef bint vp_spin(Vp *vp, bint beginning) noexcept nogil:
     cdef uint64_t end
     cdef int _i
     cdef bint found = False
+    if vp.spinner.limit_ns < ACCESS_NS:
+        vp.spinner.limit_ns = ACCESS_NS
     if not spin_begin(&vp.spinner):
         return False
     end = clock_ns() + vp.spinner.limit_ns

@@ -382,7 +382,7 @@ cdef class VirtualProcessor:
                 status = turn_take(&self.core.turn, deadline)
                 if status == VP_OK:
                     status = vp_begin(&self.core.vp, deadline)
-                    if status != VP_OK:
+                    if status != VP_OK and status != VP_LOST:
                         turn_give(&self.core.turn)
             if status == VP_INTERRUPTED:
                 PyErr_CheckSignals()
