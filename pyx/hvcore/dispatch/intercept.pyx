@@ -391,15 +391,16 @@ cdef bint guest_ide_ready(const GuestIde *ide) noexcept nogil:
 
 cdef bint guest_ide_poll(GuestIde *ide) noexcept nogil:
     cdef bint work = False
-    cdef uint32_t posted, i
+    cdef uint32_t posted = ide.seen, i
+    # The guest's number first: what the host had answered before the access came is then seen before it is served.
+    if ide.pages != NULL:
+        posted = intercept_posted(ide.pages)
     for i in range(2):
         if media_answered(ide, i):
             media_done(ide, i)
             work = True
-    if ide.pages != NULL and not ide.held:
-        posted = intercept_posted(ide.pages)
-        if posted != ide.seen:
-            ide.seen = posted
-            start_access(ide)
-            work = True
+    if posted != ide.seen and not ide.held:
+        ide.seen = posted
+        start_access(ide)
+        work = True
     return work
