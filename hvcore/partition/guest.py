@@ -94,7 +94,8 @@ class Guest:
         """
         self.closed = False
         self.disks: list[Disk | TrappedDisk] = []
-        self.ide: Controller | None = None
+        self._ide: Controller | None = None
+        self._descriptions = {description["number"]: description for description in disks}
         self.adapters: list[Adapter] = []
         self.queue_policy = check_policy(queue_policy)
         self._timeout = timeout
@@ -133,7 +134,7 @@ class Guest:
         for description in disks:
             number = description["number"]
             if description["path"] == "trapped":
-                self.disks.append(TrappedDisk(self, self._ide(), number, description))
+                self.disks.append(TrappedDisk(self, self.ide, number, description))
                 continue
             instance = UUID(description["instance"])
             if instance not in offers:
@@ -146,14 +147,22 @@ class Guest:
                 path = "accelerated" if offered.offer.interface_type == IDE_INTERFACE else "synthetic"
                 self._open_adapter(offered, {"path": path, "ide_mode": None}, sub_channels)
 
-    def _ide(self) -> Controller:
-        """The IDE controller at this partition's ports."""
-        if self.ide is None:
+    @property
+    def ide(self) -> Controller:
+        """The IDE controller at this partition's ports. ProtocolError when the host intercepts none of them."""
+        if self._ide is None:
             if self._endpoint.intercepts_fd is None:
                 raise ProtocolError("the host intercepts none of this partition's ports")
             intercepts = Region.attach(self._endpoint.intercepts_fd)
-            self.ide = Controller(self.memory, intercepts, self._pages.allocate)
-        return self.ide
+            self._ide = Controller(self.memory, intercepts, self._pages.allocate)
+        return self._ide
+
+    def twin(self, disk: Disk) -> TrappedDisk:
+        """An accelerated disk as the IDE controller shows it, which goes on answering (ide.md 7.3)."""
+        description = self._descriptions[disk.number]
+        if disk.path != "accelerated":
+            raise ValueError(f"disk {disk.number} has no twin: it is {disk.path}")
+        return TrappedDisk(self, self.ide, disk.number, description)
 
     def _open_adapter(self, offered: ClientChannel, facts: dict[str, Any], sub_channels: int | None) -> Adapter:
         # Both ends of the emulated path and the worker are three waiters: where CPUs are short this one blocks at once.
@@ -309,8 +318,8 @@ class Guest:
 
     def _gone(self, reason: str) -> None:
         self._client.gone(reason)
-        if self.ide is not None:
-            self.ide.end()
+        if self._ide is not None:
+            self._ide.end()
         for adapter in list(self.adapters):
             adapter.end()
 
@@ -329,8 +338,8 @@ class Guest:
         if self.closed:
             return
         self.closed = True
-        if self.ide is not None:
-            self.ide.end()
+        if self._ide is not None:
+            self._ide.end()
         self._changes.close()
         for adapter in self.adapters:
             adapter.close(self._client.close_channel)
