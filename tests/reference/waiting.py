@@ -294,11 +294,81 @@ class Waiting:
         return (yield load("posted")) != seen or (yield load("stop"))
 
 
+    # dispatch/handover.pxd, dispatch/worker.pyx with a guest whose ports are intercepted, hypervisor/intercept.pyx
+
+    def handover_wake(self) -> Steps:
+        if (yield load("worker_sleep")) and (yield exchange("worker_sleep", 0)):
+            if self.bug != "wake without changing the word":
+                yield exchange("pages worker_sleep", 0)
+            yield futex_wake("pages worker_sleep")
+
+    def intercept_wake(self, word: str) -> Steps:
+        if (yield load(word)) and (yield exchange(word, 0)):
+            yield futex_wake(word)
+
+    def host_posts(self) -> Steps:
+        """As emulated_post does; how the answer is waited for is another model's."""
+        yield store("posted", 1)
+        yield from self.fence("emulated_post")
+        yield from self.handover_wake()
+
+    def vp_accesses(self, count: int) -> Steps:
+        """vp_exchange and vp_wait, until the host says that the worker is gone."""
+        for number in range(1, count + 1):
+            yield store("vp posted", number)
+            yield from self.fence("vp_exchange")
+            yield from self.intercept_wake("pages worker_sleep")
+            while not (yield from self.vp_ready(number)):
+                yield from self.sleeps("vp sleep")
+                if self.bug == "no last look" or not (yield from self.vp_ready(number)):
+                    yield futex_wait("vp sleep", 1)
+                yield store("vp sleep", 0)
+            if (yield load("gone")):
+                return
+
+    def vp_ready(self, number: int) -> Steps:
+        return (yield load("vp answered")) == number or (yield load("gone"))
+
+    def worker_of_two(self, commands: int, accesses: int) -> Steps:
+        """worker_thread and worker_sleep, until it has answered so many of host and guest."""
+        seen = taken = 0
+        while seen < commands or taken < accesses:
+            if (yield load("posted")) != seen:
+                seen += 1
+                yield store("answered", seen)
+                continue
+            if (yield load("vp posted")) != taken:
+                taken += 1
+                yield store("vp answered", taken)
+                yield from self.fence("intercept_answer")
+                yield from self.intercept_wake("vp sleep")
+                continue
+            yield from self.sleeps("worker_sleep")
+            yield from self.sleeps("pages worker_sleep")
+            ready = (yield load("posted")) != seen or (yield load("vp posted")) != taken
+            if self.bug == "no last look" or not ready:
+                yield futex_wait("pages worker_sleep", 1)
+            yield store("pages worker_sleep", 0)
+            yield store("worker_sleep", 0)
+        yield exchange("end of file", 1)
+
+    def host_sees_the_worker_end(self) -> Steps:
+        """Intercepts.worker_lost"""
+        yield epoll_wait("end of file")
+        yield store("gone", 1)
+        if self.bug == "the end wakes as an answer does":
+            yield from self.intercept_wake("vp sleep")
+            return
+        yield exchange("vp sleep", 0)
+        yield futex_wake("vp sleep")
+
+
 def words(*rings: str) -> dict[str, int]:
     """Shared memory at first: all masks set."""
     names = (
         "guest_sleep", "host_sleep", "to_host", "doorbell", "gone", "end of file",
         "worker_sleep", "emulated host_sleep", "posted", "answered", "stop",
+        "pages worker_sleep", "vp posted", "vp answered", "vp sleep",
         *(f"{ring} {word}" for ring in rings for word in ("in", "out", "pending", "to_guest")),
     )  # fmt: skip
     return dict.fromkeys(names, 0) | {f"{ring} mask": 1 for ring in rings}
@@ -359,3 +429,25 @@ def all_wait(bug: str = "") -> Search:
         "worker": w.worker_thread,
     }
     return Search(programs, words("up", "down"))
+
+
+def worker_waits_for_two(bug: str = "") -> Search:
+    """Host and guest both post to a worker, which sleeps on one word that either wakes; the guest sleeps on its own."""
+    w = Waiting(bug)
+    programs: dict[str, Program] = {
+        "host": w.host_posts,
+        "guest": partial(w.vp_accesses, 2),
+        "worker": partial(w.worker_of_two, 1, 2),
+    }
+    return Search(programs, words())
+
+
+def worker_dies(bug: str = "") -> Search:
+    """The worker ends between any two steps of its answers; then no access of the guest may wait on."""
+    w = Waiting(bug)
+    programs: dict[str, Program] = {
+        "host": w.host_sees_the_worker_end,
+        "guest": partial(w.vp_accesses, 2),
+        "worker": partial(w.worker_of_two, 0, 2),
+    }
+    return Search(programs, words(), mortal="worker")

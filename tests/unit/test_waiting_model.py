@@ -14,6 +14,8 @@ from tests.reference import waiting
         waiting.host_dies,
         waiting.worker_waits,
         waiting.all_wait,
+        waiting.worker_waits_for_two,
+        waiting.worker_dies,
     ],
 )
 def test_no_wake_up_is_lost(who):
@@ -56,6 +58,14 @@ def test_no_wake_up_is_lost(who):
         (waiting.all_wait, "no fence in emulated_post"),
         (waiting.all_wait, "no fence in worker_post"),
         (waiting.all_wait, "sleep word by a plain store"),
+        (waiting.worker_waits_for_two, "no fence in emulated_post"),
+        (waiting.worker_waits_for_two, "no fence in vp_exchange"),
+        (waiting.worker_waits_for_two, "no fence in intercept_answer"),
+        (waiting.worker_waits_for_two, "wake without changing the word"),
+        (waiting.worker_waits_for_two, "sleep word by a plain store"),
+        (waiting.worker_waits_for_two, "no last look"),
+        (waiting.worker_dies, "the end wakes as an answer does"),
+        (waiting.worker_dies, "no last look"),
     ],
 )
 def test_the_search_finds(who, bug):

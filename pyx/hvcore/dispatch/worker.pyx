@@ -281,7 +281,7 @@ cdef void worker_sleep(WorkerLoop *loop) noexcept nogil:
     cdef uint32_t *word = &loop.shared.worker_sleep
     cdef uint64_t slept
     # The exchanges are full fences between the sleep words and the last look: who does not see its word has posted what
-    # is found here. The host's word first: the host that takes it changes the guest's too, and must not be overtaken.
+    # is found here. The host that takes its own changes the guest's too: what it posted is found, or the wait ends.
     exchange32(&loop.shared.worker_sleep, 1)
     if loop.pages != NULL:
         word = &loop.pages.worker_sleep

@@ -278,9 +278,8 @@ cdef int vp_interrupt(Vp *vp, uint32_t number, uint32_t epoch, Spinner *spinner,
 
 cdef void wake_all(InterceptPages *pages) noexcept nogil:
     """Each waiter looks again. In any case: who died between changing a word and the wake-up has left a 0 and a
-    sleeper."""
+    sleeper. The exchanges are full fences: what the waiters are to see was published before them."""
     cdef int i
-    fence_full()                     # what they are to see, before the words
     exchange32(&pages.vp.sleep, 0)
     futex_wake(&pages.vp.sleep, 0x7fffffff)
     for i in range(2):
