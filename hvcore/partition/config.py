@@ -27,9 +27,9 @@ class DiskConfig:
     """One virtual disk of a VM.
 
     image: a file, or with format "python" a class that is the disk, "package.module:Class", made with `options` (see
-    hvcore.disk.classes). path: "synthetic" (storvsp), "emulated" (through the IDE emulator), "trapped" (the guest drives
-    the IDE controller by its ports) or "accelerated" (an IDE disk over a storvsp channel of its own, and at the ports
-    too). format: "raw", "vhd", "vhdx", "python", or None to recognise VHD and VHDX by content. ide_mode: how the
+    hvcore.disk.classes). path: "synthetic" (storvsp), "emulated" (through the IDE emulator), "trapped" (the guest
+    drives the IDE controller by its ports) or "accelerated" (an IDE disk over a storvsp channel of its own, and at the
+    ports too). format: "raw", "vhd", "vhdx", "python", or None to recognise VHD and VHDX by content. ide_mode: how the
     emulated and the trapped path move data. sector_size: 512 or 4096, for raw images and Python classes only.
     controller, lun: place of a synthetic disk; lun None takes the lowest that is free. shared: other VMs of the host
     may use the same image, whose disks all say so. min_iops ... max_bandwidth: limits, in operations of 8 KiB and in

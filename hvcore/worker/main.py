@@ -1,8 +1,8 @@
 """The worker process of one VM: runs its emulated devices. Knows nothing of images and files; talks to its host alone.
 
-It inherits one SOCK_SEQPACKET socket. Datagrams are JSON: first {"drives": [...], "guest_drives": [...]} with the shared
-memory and the host's doorbell by SCM_RIGHTS; then {"memory": true, "epoch": n} with a guest's memory and perhaps the
-pages of its port intercepts, or {"memory": false} when the guest is gone. Each is answered with {"done": true}.
+It inherits one SOCK_SEQPACKET socket. Datagrams are JSON: first {"drives": [...], "guest_drives": [...]} with the
+shared memory and the host's doorbell by SCM_RIGHTS; then {"memory": true, "epoch": n} with a guest's memory and perhaps
+the pages of its port intercepts, or {"memory": false} when the guest is gone. Each is answered with {"done": true}.
 End-of-file ends the process.
 """
 
@@ -43,8 +43,8 @@ def serve(sock: socket.socket) -> None:
             message, fds = receive(sock)
             if message is None:
                 return
-            regions = [Region.attach(fd) for fd in fds]
-            worker.memory(*regions, epoch=message["epoch"]) if message["memory"] else worker.memory(None)
+            memory = Region.attach(fds[0]) if message["memory"] else None
+            worker.memory(memory, Region.attach(fds[1]) if len(fds) > 1 else None, message["epoch"])
             for fd in fds:
                 os.close(fd)
             sock.send(b'{"done": true}')

@@ -1,4 +1,4 @@
-"""Disks behind the guest's IDE controller, with host, worker and guest as they are: what they do, and what that costs."""
+"""Disks behind the guest's IDE controller, with host, worker and guest as they are: what they do, and what it costs."""
 
 import asyncio
 import threading

@@ -3,7 +3,6 @@ twin: the same answers, lines, memory and disks."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 from hypothesis import settings

@@ -9,9 +9,7 @@ TRACES = {
     heading: steps
     for heading, steps in re.findall(
         r"^(T\d\d[^\n]*)\n(.*?)(?=^T\d\d|\Z)",
-        re.sub(
-            r"^#.*\n", "", (Path(__file__).parents[1] / "wire" / "ide_traces.txt").read_text(), flags=re.MULTILINE
-        ),
+        re.sub(r"^#.*\n", "", (Path(__file__).parents[1] / "wire" / "ide_traces.txt").read_text(), flags=re.MULTILINE),
         flags=re.MULTILINE | re.DOTALL,
     )
 }

@@ -40,7 +40,15 @@ class Bench:
                 index = self.indices[-1] = self.dispatch.add_disk(Target(disk), "synthetic", vm=1)
                 self.dispatch.attach_drive(index, *divmod(place, 2))
                 self.drives.append(
-                    (*divmod(place, 2), disk.size // 512, disk.read_only, "", 512, trim, self.dispatch.trace_base(index))
+                    (
+                        *divmod(place, 2),
+                        disk.size // 512,
+                        disk.read_only,
+                        "",
+                        512,
+                        trim,
+                        self.dispatch.trace_base(index),
+                    )
                 )
         self.emulator: Emulator | None = None
         self.thread: Worker | None = None

@@ -293,7 +293,6 @@ class Waiting:
     def worker_ready(self, seen: int) -> Steps:
         return (yield load("posted")) != seen or (yield load("stop"))
 
-
     # dispatch/handover.pxd, dispatch/worker.pyx with a guest whose ports are intercepted, hypervisor/intercept.pyx
 
     def handover_wake(self) -> Steps:

@@ -30,7 +30,7 @@ def test_names_for_disks() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"path": "trapped"}, "path is one of synthetic, emulated"),
+        ({"path": "direct"}, "path is one of synthetic, emulated, trapped, accelerated"),
         ({"ide_mode": "udma"}, "ide_mode is one of dma, pio, pio-string, pio-multiple"),
         ({"format": "qcow2"}, "format is one of raw, vhd, vhdx"),
         ({"sector_size": 1024}, "sector_size is one of 512, 4096"),

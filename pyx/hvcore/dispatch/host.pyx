@@ -231,7 +231,7 @@ cdef class Dispatch:
     # The IDE controller that the guest sees.
 
     def attach_drive(self, int index, uint32_t channel, uint32_t drive):
-        """Puts a disk at drive 0 or 1 of channel 0 or 1, for the guest's port accesses, beside its LUN if it has one."""
+        """Puts a disk at drive 0 or 1 of channel 0 or 1, for the guest's port accesses, beside its LUN if any."""
         cdef HostDisk *disk = self.disk(index)
         cdef Target target = self.targets[index]
         cdef TrappedDrive *place
@@ -402,8 +402,8 @@ cdef class Dispatch:
     # Guests.
 
     def attach(self, Region memory not None, Region events not None, int doorbell, Intercepts intercepts=None):
-        """A guest is there: its memory, its event page (4096 bytes), the eventfd that it rings (duplicated), and its port
-        intercepts, if it has any.
+        """A guest is there: its memory, its event page (4096 bytes), the eventfd that it rings (duplicated), and its
+        port intercepts, if it has any.
         """
         if self.memory is not None:
             raise ValueError("a guest is attached already")

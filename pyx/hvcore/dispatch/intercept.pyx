@@ -1,6 +1,6 @@
 """The IDE controller that the guest sees, in the worker (see intercept.pxd)."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from hvcore.dispatch.handover cimport GuestMedia, guest_counters
@@ -8,7 +8,8 @@ from hvcore.hypervisor.intercept cimport (
     ACCESS_WRITE, INFO_REP, INFO_SIZE, INFO_STRING, INTERCEPT_DONE, INTERCEPT_LOST, IO_PORT_INTERCEPT, VpSlot,
     intercept_answer, intercept_line, intercept_ports, intercept_posted)
 from hvcore.ide.abi cimport (
-    DEVICE_DEV, IDE_BUS_MASTER_BASE, IDE_BUS_MASTER_PORTS, IDE_COMMAND_BLOCK_0, IDE_COMMAND_BLOCK_1, IDE_CONTROL_0, IDE_CONTROL_1, IDE_DEVICE,
+    DEVICE_DEV, IDE_BUS_MASTER_BASE, IDE_BUS_MASTER_PORTS, IDE_COMMAND_BLOCK_0, IDE_COMMAND_BLOCK_1, IDE_CONTROL_0,
+    IDE_CONTROL_1, IDE_DEVICE,
     IDE_ENLIGHTENED_0, IDE_ENLIGHTENED_1, PCI_CONFIG_ADDRESS, PCI_CONFIG_DATA, PCI_IDE_FUNCTION)
 from hvcore.ide.channel cimport PHASE_DATA_IN, PHASE_DATA_OUT, IdeChannel, IdeDrive, IdeMedia
 from hvcore.ide.controller cimport (
@@ -250,7 +251,7 @@ cdef void finish_access(GuestIde *ide) noexcept nogil:
 
 
 cdef void count_access(GuestIde *ide, uint32_t port, uint32_t width, bint write) noexcept nogil:
-    """By the drive that is selected, or that the access selects: the first access of a register programme is its own."""
+    """By the drive that is selected, or that the access selects: a register programme's first access is its own."""
     cdef IdeChannel *channel = &ide.controller.channels[ide.channel]
     cdef uint32_t selected = channel.selected
     if write and port & 7 == IDE_DEVICE and port < IDE_CONTROL_1:

@@ -338,10 +338,10 @@ cdef class Worker:
     """The IDE emulator of one VM and its thread.
 
     shared: the memory that the host made for this worker (handover.pxd), zeroed. bell: eventfd that wakes the host,
-    duplicated. drives: (channel, drive, sectors of 512 bytes, read_only, serial, physical sector size) of each disk that
-    the host's requests go to. guest_drives: the same, then whether it can trim, and the upper bits of its trace ids, of
-    each disk that the guest reaches through its ports. start() ... close(); memory(region) tells it the guest's memory,
-    None that there is no guest.
+    duplicated. drives: (channel, drive, sectors of 512 bytes, read_only, serial, physical sector size) of each disk
+    that the host's requests go to. guest_drives: the same, then whether it can trim, and the upper bits of its trace
+    ids, of each disk that the guest reaches through its ports. start() ... close(); memory(region) tells it the guest's
+    memory, None that there is no guest.
     """
     cdef WorkerLoop loop
     cdef Region shared

@@ -47,7 +47,7 @@ cdef extern from *:
     _Static_assert(offsetof(hv_port_intercept, rcx) == 104, "port intercept");
     _Static_assert(sizeof(hv_port_intercept) == 128, "port intercept");
     typedef struct {                    /* one virtual processor */
-        uint32_t posted, epoch;         /* by the child: number of the access, epoch of the worker that it is meant for */
+        uint32_t posted, epoch;         /* by the child: number of the access, epoch of the worker it is meant for */
         uint64_t reserved;
         uint32_t type;                  /* the SynIC message */
         uint8_t payload_size, flags;

@@ -15,7 +15,7 @@ from hvcore.linux.syscalls cimport futex_wait, futex_wake
 cdef enum:
     PATIENCE_NS = 200000000          # for the answer to an access once a signal came: then Python's handlers must run
     LOOKS = 64                       # between two looks at the clock
-    ACCESS_NS = 20000                # of waiting awake for an access: its answer takes no longer from a worker that is awake
+    ACCESS_NS = 20000                # of waiting awake for an access: a worker that is awake takes no longer
 
 INTERCEPT_SIZE = INTERCEPT_BYTES
 

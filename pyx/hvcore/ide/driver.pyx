@@ -552,7 +552,8 @@ cdef class Driver:
 
         kind: read, write, flush, identify, trim; mode: dma, pio, pio-string, pio-multiple. data: a writable buffer of
         sectors * 512 bytes (identify: 512) for the PIO modes; segments: (address, bytes) pairs of the controller's
-        memory for dma (trim: those of its 512 bytes). Result.outcome: "ok", or what went wrong; a request that cannot be is "refused".
+        memory for dma (trim: those of its 512 bytes). Result.outcome: "ok", or what went wrong; a request that cannot
+        be is "refused".
         """
         cdef IdeRequest request
         cdef Py_buffer view

@@ -77,13 +77,14 @@ ctypedef struct IdeTransfer:
     uint64_t failed                  # first block that failed; `blocks`: none
     IdeDriverResult result           # of that
 
-# request.kind, drive, mode, lba and sectors are set; data and segments are the requester's to fill in: from `memory`, or
-# from the bounce memory (NULL), whose data source and target name.
+# request.kind, drive, mode, lba and sectors are set; data and segments are the requester's to fill in: from `memory`,
+# or from the bounce memory (NULL), whose data source and target name.
 cdef void job_prepare(Requester *requester, IdeJob *job, uint8_t *memory) noexcept nogil
 # Runs it to its end (VpStatus; job.result on VP_OK). After VP_INTERRUPTED call it again, or job_abandon.
 cdef int job_run(Requester *requester, IdeJob *job, int64_t deadline_ns) noexcept nogil
 cdef void job_abandon(Requester *requester, IdeJob *job) noexcept nogil
-# Until all blocks are through, or the wait ends otherwise (VpStatus). After VP_INTERRUPTED call it again, or job_abandon.
+# Until all blocks are through, or the wait ends otherwise (VpStatus). After VP_INTERRUPTED call it again, or
+# job_abandon.
 cdef int ide_transfer_run(IdeTransfer *transfer, int64_t deadline_ns) noexcept nogil
 
 
