@@ -26,6 +26,11 @@ from hvcore.vmbus.ring cimport RING_OK
 cdef enum:
     DEPTH_MAX = 256
 
+
+cdef class Requester:
+    cdef void hold(self, object buffer):
+        pass
+
 ctypedef struct Load:
     Vsc *vsc
     # the workload
