@@ -53,7 +53,23 @@ MODULES = {
     ],
     "storage": ["gate", "protocol", "queue", "transfer", "vsp", "vsc", "watch"],
     "ide": ["dma", "identify", "command", "controller", "device", "driver", "pci", "requester"],
-    "dispatch": ["emulated", "host", "intercept", "load", "loop", "pool", "synthetic", "trapped", "worker"],
+    "dispatch": [
+        "emulated",
+        "host",
+        "intercept",
+        "load",
+        "loop",
+        "pattern",
+        "pool",
+        "requesters",
+        "schedule",
+        "series",
+        "synthetic",
+        "traced",
+        "trapped",
+        "worker",
+        "workload",
+    ],
 }
 
 FLAVOR = os.environ.get("HVCORE_FLAVOR", "release")

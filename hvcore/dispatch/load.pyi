@@ -1,12 +1,43 @@
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, final
 
 from hvcore.disk.ops import Backend
+from hvcore.dispatch.pattern import KnownContent
+from hvcore.dispatch.pattern import fill_pattern as fill_pattern
 from hvcore.storage.vsc import Channel
 
-class Requester: ...
+DEPTH_MAX: int
+OUTCOMES: tuple[str, ...]
 
-def fill_pattern(buffer: object, offset: int, seed: int) -> None: ...
-def holds_pattern(buffer: object, offset: int, seed: int) -> bool: ...
+class Requester:
+    def describe(self, detail: int) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def sector_size(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+
+@final
+class LoadRun:
+    def __new__(
+        cls,
+        requester: Requester,
+        *,
+        depth: int = 1,
+        buffer: object = None,
+        rate: float | None = None,
+        arrivals: str = "constant",
+        pattern_seed: int | None = None,
+        content: KnownContent | None = None,
+        series: bool = False,
+        **workload: Any,
+    ) -> LoadRun: ...
+    def result(self) -> dict[str, Any]: ...
+
+def run_loads(
+    runs: Sequence[LoadRun], *, seconds: float | None = None, requests: int | None = None, warm_up: float = 0.0
+) -> list[dict[str, Any]]: ...
 def run_channel(
     channel: Channel,
     buffer: object,
@@ -20,18 +51,9 @@ def run_channel(
     requests: int | None = None,
     seed: int = 1,
     pattern_seed: int | None = None,
+    warm_up: float = 0.0,
+    lun: int = 0,
 ) -> dict[str, Any]: ...
-def run_traced(
-    channel: Channel,
-    buffer: object,
-    size: int,
-    sector_size: int,
-    *,
-    block: int = 4096,
-    requests: int = 1000,
-    seed: int = 1,
-    pattern_seed: int | None = None,
-) -> bytes: ...
 def run_disk(
     disk: Backend,
     *,
@@ -41,4 +63,5 @@ def run_disk(
     requests: int | None = None,
     seed: int = 1,
     pattern_seed: int | None = None,
+    warm_up: float = 0.0,
 ) -> dict[str, Any]: ...

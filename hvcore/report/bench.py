@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvcore.disk.image import open_described
-from hvcore.dispatch.load import fill_pattern, run_traced
+from hvcore.dispatch.pattern import fill_pattern
+from hvcore.dispatch.traced import run_traced
 from hvcore.partition.client import Host, VirtualMachine
 from hvcore.partition.config import DiskConfig
 from hvcore.partition.disk import Disk

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from hvcore.errors import Error
 from hvcore.metrics.histogram import LatencyHistogram
 
-GUEST = struct.Struct("=5Q")  # hvcore.dispatch.load.run_traced
+GUEST = struct.Struct("=5Q")  # hvcore.dispatch.traced.run_traced
 
 # The host's stamps (pyx/hvcore/storage/hops.pxd).
 RECEIVED, MEDIA_ASKED, DISK_DONE, WORKER_DONE, COMPLETED = 1, 4, 6, 8, 9

@@ -14,7 +14,7 @@ cdef enum LoadOperation:
     LOAD_READ = 0
     LOAD_WRITE = 1
     LOAD_FLUSH = 2               # offset and length are 0
-    LOAD_TRIM = 3                # no data moves: data is not to be touched
+    LOAD_TRIM = 3                # no data of the request moves: the room at `data` is the target's
     LOAD_OPERATIONS = 4
 
 # How a request ended.
@@ -46,7 +46,7 @@ ctypedef struct LoadRequest:
     uint64_t intended_ns         # CLOCK_MONOTONIC: when the schedule wanted it started; latency counts from here
     uint64_t started_ns          # when it was
     uint64_t offset              # bytes; a multiple of the sector size
-    uint64_t generation          # of what is written or expected, where blocks are stamped
+    uint64_t generation          # of what is written, where blocks are stamped
     uint8_t *data                # room for the workload's largest request; within LoadTarget.memory
     uint32_t length              # bytes; a multiple of the sector size
     uint32_t index               # 0 to depth - 1: its number in the queue, for what a target keeps per request
@@ -56,7 +56,7 @@ ctypedef struct LoadRequest:
 
 ctypedef struct LoadTarget:
     void *state
-    uint64_t size_bytes
+    uint64_t size_bytes          # of the disk
     uint32_t sector_size
     uint32_t depth               # requests in flight it can take, at most LOAD_DEPTH_MAX
     uint32_t max_transfer        # bytes of one request; 0: any
@@ -85,4 +85,6 @@ cdef inline void load_finished(LoadRequest *request, int outcome, uint32_t detai
 cdef class Requester:
     """Owner of one target; subclasses fill `target` in their constructor. One load at a time."""
     cdef LoadTarget target
-    cdef void hold(self, object buffer)      # after abandon(): keeps the buffer as long as the host may write it
+    cdef bint busy
+    cdef int hold(self, object buffer) except -1     # after abandon(): keep it as long as the host may still write it
+    cpdef str describe(self, uint32_t detail)        # what load_finished() was told, in words

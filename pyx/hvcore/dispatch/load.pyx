@@ -1,448 +1,682 @@
-"""The load generator: a closed loop of requests that keeps a queue full, all without the interpreter.
+"""The load generator: one loop for every path, all without the interpreter.
 
-One loop for every path that ends in a storvsp channel, and one beside it that calls the storage stack directly, for
-comparison. Latency is from the request's submission to the moment its completion was seen.
+Closed loop: `depth` requests are kept in flight, latency counts from the start of each. Open loop: requests are due at
+times fixed beforehand, and latency counts from then, whether or not there was room to start: a stall is seen by every
+request that it delayed. Targets (load.pxd) start requests and say when they are done; several of them run in a native
+thread each.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer
-from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
+from cython cimport final
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.stdlib cimport calloc, free
 
+import math
+
+from hvcore.dispatch.pattern import FAULTS, fill_pattern
+from hvcore.dispatch.workload import OPERATIONS, complete
 from hvcore.errors import Error, GuestGone, RingCorrupt
 
-from hvcore.disk.ops cimport DISK_OK, Backend, disk_read, disk_write
+from hvcore.dispatch.pattern cimport (
+    FAULT_NONE, FAULT_WRONG, Content, KnownContent, content_check, content_claim, content_drop, content_release,
+    generation_unknown, generation_seed, pattern_fill, pattern_holds)
+from hvcore.dispatch.schedule cimport (
+    SCHEDULE_CLOSED, Schedule, schedule_begin, schedule_left, schedule_next, schedule_setup)
+from hvcore.dispatch.series cimport LoadSeries, Series, series_begin, series_turn
+from hvcore.dispatch.workload cimport Workload, workload_next, workload_setup
+from hvcore.linux.atomics cimport load_acquire32, load_relaxed32, store_release32
 from hvcore.linux.clock cimport clock_ns
-from hvcore.linux.syscalls cimport iovec
-from hvcore.linux.threads cimport monitor_lock, monitor_unlock
+from hvcore.linux.threads cimport (
+    Monitor, Thread, monitor_destroy, monitor_init, monitor_lock, monitor_unlock, monitor_wait, monitor_wake,
+    thread_join, thread_start)
 from hvcore.metrics.histogram cimport Histogram, LatencyHistogram, histogram_record
-from hvcore.storage.protocol cimport VSTOR_COMPLETE_IO, VstorPacket, VstorScsiRequest
-from hvcore.storage.vsc cimport (
-    VSC_GONE, VSC_CORRUPT, VSC_INTERRUPTED, VSC_OK, Channel, Vsc, VscSlot, vsc_abandon, vsc_publish, vsc_read_srb,
-    vsc_send, vsc_slot, vsc_slot_return, vsc_wait)
-from hvcore.vmbus.ring cimport RING_OK
 
 cdef enum:
-    DEPTH_MAX = 256
+    PUMP_MAX = 1024              # requests of a target that finishes them at once, before anything else is looked at
+    SLICE_NS = 100_000_000       # after which the interpreter may look for signals
 
+cdef enum LoadVerify:
+    VERIFY_NOTHING = 0
+    VERIFY_PATTERN = 1           # reads bring the pattern, writes write it
+    VERIFY_CONTENT = 2           # blocks carry the generation of their last write
 
-cdef class Requester:
-    cdef void hold(self, object buffer):
-        pass
+OUTCOMES = ("done", "read error", "write error", "no space", "write protected", "out of range", "not supported",
+            "aborted", "short transfer", "failed")       # by LoadOutcome
+DEPTH_MAX = LOAD_DEPTH_MAX
+
+ctypedef struct OperationCount:
+    uint64_t requests
+    uint64_t bytes
+    uint64_t errors
+    Histogram latency            # of a mixed workload; else all is in the total
 
 ctypedef struct Load:
-    Vsc *vsc
-    # the workload
-    bint write
-    bint random
-    bint verify                  # reads: compare with the pattern
+    LoadTarget *target
+    Workload work
+    Schedule schedule
+    Series series
+    Content *content             # VERIFY_CONTENT
+    int verify                   # LoadVerify
     uint64_t seed                # of the pattern
-    uint64_t state               # of the offsets
-    uint64_t blocks              # on the disk
-    uint64_t position            # next block of a sequential workload
-    uint32_t block               # bytes
-    uint32_t sector_size
-    uint32_t depth
-    uint8_t *data                # depth blocks
+    bint mixed                   # more than one operation
+    const uint32_t *stop         # not 0: leave
+    bint slices                  # wait in slices: nobody else can end a wait
+    # limits
     uint64_t requests_left
-    int64_t end_ns
-    # its progress
+    uint64_t count_from_ns       # requests that were due earlier are warm-up
+    uint64_t end_ns              # no request starts from here on
+    # state
+    bint over                    # nothing more starts
+    bint spent                   # the pump stopped for its limit only
+    bint claimed                 # of pending
+    uint64_t now_ns              # a recent time
     uint32_t in_flight
-    uint64_t started
-    uint64_t finished
-    uint64_t errors
-    uint64_t verified            # bytes
-    uint64_t wrong               # blocks that did not hold the pattern
-    uint64_t wrong_offset        # of the first
-    uint8_t srb_status           # of the first error
-    int disk_status
-    uint64_t[256] offsets        # of the requests in flight, by buffer
-    uint32_t[256] idle           # stack of buffers
     uint32_t idle_count
-
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <stddef.h>
-    #include <string.h>
-    /* The known content of hvcore's own images: the word at byte offset o of the disk is o * K + seed, little-endian.
-    Plain
-       loops of independent words, so that the compiler vectorises them. */
-    #define HV_PATTERN_K UINT64_C(0x9E3779B97F4A7C15)
-    static inline void hv_pattern_fill(uint8_t *data, uint64_t offset, uint64_t length, uint64_t seed) {
-        for (uint64_t i = 0; i < length; i += 8) {
-            uint64_t word = (offset + i) * HV_PATTERN_K + seed;
-            memcpy(data + i, &word, 8);
-        }
-    }
-    static inline int hv_pattern_holds(const uint8_t *data, uint64_t offset, uint64_t length, uint64_t seed) {
-        uint64_t difference = 0;
-        for (uint64_t i = 0; i < length; i += 8) {
-            uint64_t word;
-            memcpy(&word, data + i, 8);
-            difference |= word ^ ((offset + i) * HV_PATTERN_K + seed);
-        }
-        return difference == 0;
-    }
-    """
-    void pattern_fill "hv_pattern_fill"(uint8_t *data, uint64_t offset, uint64_t length, uint64_t seed) noexcept nogil
-    bint pattern_holds "hv_pattern_holds"(
-        const uint8_t *data, uint64_t offset, uint64_t length, uint64_t seed) noexcept nogil
+    LoadRequest *pending         # drawn, and not started yet
+    uint64_t behind              # due before the end and not started
+    # counts
+    uint64_t warm_requests
+    uint64_t warm_errors
+    uint64_t verified            # bytes
+    uint64_t[4] faults           # wrong reads by Fault
+    uint64_t fault_offset        # of the first
+    int fault                    # of the first
+    uint64_t[10] outcomes        # of counted requests
+    int outcome                  # of the first error
+    uint32_t detail
+    uint64_t error_offset
+    int error_operation
+    Histogram lag                # open loop: from due to started
+    OperationCount[4] operations
+    LoadRequest[256] requests
+    uint32_t[256] idle           # stack
 
 
-def fill_pattern(buffer, uint64_t offset, uint64_t seed):
-    """Fills a buffer (a multiple of 8 bytes) with the content of the disk from byte `offset` on."""
-    cdef Py_buffer view
-    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
-    if view.len % 8 == 0:
-        pattern_fill(<uint8_t *> view.buf, offset, view.len, seed)
-    PyBuffer_Release(&view)
+# When requests end.
+
+cdef void load_operation(Load *load, LoadRequest *request, uint64_t latency, int outcome) noexcept nogil:
+    cdef OperationCount *operation = &load.operations[request.operation]
+    histogram_record(&operation.latency, latency)
+    operation.requests += 1
+    operation.bytes += request.length
+    if outcome != LOAD_DONE:
+        operation.errors += 1
 
 
-def holds_pattern(buffer, uint64_t offset, uint64_t seed):
-    """Whether a buffer (a multiple of 8 bytes) has that content."""
-    cdef Py_buffer view
-    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
-    cdef bint holds = view.len % 8 == 0 and pattern_holds(<const uint8_t *> view.buf, offset, view.len, seed)
-    PyBuffer_Release(&view)
-    return holds
-
-
-cdef uint64_t load_offset(Load *load) noexcept nogil:
-    """The next request's offset in bytes."""
-    cdef uint64_t block
-    if load.random:
-        # xorshift64*, upper bits: enough randomness to defeat read-ahead and caches, at a nanosecond.
-        load.state ^= load.state >> 12
-        load.state ^= load.state << 25
-        load.state ^= load.state >> 27
-        block = (load.state * <uint64_t> 0x2545F4914F6CDD1D >> 16) % load.blocks
+cdef void load_failed(Load *load, LoadRequest *request, int outcome, uint32_t detail) noexcept nogil:
+    if not 0 < outcome < LOAD_OUTCOMES:
+        outcome = LOAD_FAILED
+    if load.outcome == LOAD_DONE:
+        load.outcome = outcome
+        load.detail = detail
+        load.error_offset = request.offset
+        load.error_operation = request.operation
+    if request.intended_ns >= load.count_from_ns:
+        load.outcomes[outcome] += 1
     else:
-        block = load.position
-        load.position = 0 if block + 1 == load.blocks else block + 1
-    return block * load.block
+        load.warm_errors += 1
 
 
-cdef void load_checked(Load *load, const uint8_t *data, uint64_t offset) noexcept nogil:
-    if load.verify:
-        if pattern_holds(data, offset, load.block, load.seed):
-            load.verified += load.block
-        else:
-            if load.wrong == 0:
-                load.wrong_offset = offset
-            load.wrong += 1
+cdef void load_checked(Load *load, LoadRequest *request) noexcept nogil:
+    """A read that is done, against what it must have brought."""
+    cdef int fault = FAULT_NONE
+    cdef uint64_t wrong = request.offset
+    if load.verify == VERIFY_CONTENT:
+        fault = content_check(load.content, request.data, request.offset, request.length, &wrong, &load.verified)
+    elif pattern_holds(request.data, request.offset, request.length, load.seed):
+        load.verified += request.length
+    else:
+        fault = FAULT_WRONG
+    if fault:
+        if load.fault == FAULT_NONE:
+            load.fault = fault
+            load.fault_offset = wrong
+        load.faults[fault] += 1
 
 
-ctypedef struct ChannelLoad:
-    Load load
-    Histogram *histogram
+cdef void load_release(Load *load, LoadRequest *request, bint done) noexcept nogil:
+    """The request's blocks are free for others, and hold what it wrote."""
+    if request.operation == LOAD_READ:
+        content_release(load.content, request.offset, request.length, False, 0)
+    elif request.operation != LOAD_FLUSH:
+        done = done and request.operation == LOAD_WRITE
+        content_release(load.content, request.offset, request.length, True,
+                        request.generation if done else generation_unknown())
 
 
-cdef void load_done(VscSlot *slot) noexcept nogil:
-    cdef ChannelLoad *run = <ChannelLoad *> slot.owner
-    cdef Load *load = &run.load
-    cdef VstorScsiRequest *srb = &slot.reply.u.scsi
-    cdef uint32_t buffer = <uint32_t> slot.tag
-    histogram_record(run.histogram, clock_ns() - slot.sent_ns)
+cdef void load_done(LoadRequest *request, int outcome, uint32_t detail) noexcept nogil:
+    cdef Load *load = <Load *> request.load
+    cdef uint64_t now = clock_ns()
+    load.now_ns = now
     load.in_flight -= 1
-    load.finished += 1
-    if (slot.reply.operation != VSTOR_COMPLETE_IO or srb.srb_status != 1 or srb.data_transfer_length != slot.length):
-        if load.errors == 0:
-            load.srb_status = srb.srb_status
-        load.errors += 1
-    elif not load.write:
-        load_checked(load, load.data + <uint64_t> buffer * load.block, load.offsets[buffer])
-    load.idle[load.idle_count] = buffer
+    if request.intended_ns >= load.count_from_ns:
+        if now >= load.series.end_ns:
+            series_turn(&load.series, now)
+        histogram_record(&load.series.latency, now - request.intended_ns)
+        load.series.requests += 1
+        if request.operation <= LOAD_WRITE:
+            load.series.bytes += request.length
+        if load.mixed:
+            load_operation(load, request, now - request.intended_ns, outcome)
+        if outcome != LOAD_DONE:
+            load.series.errors += 1
+    else:
+        load.warm_requests += 1
+    if outcome != LOAD_DONE:
+        load_failed(load, request, outcome, detail)
+    elif load.verify and request.operation == LOAD_READ:
+        load_checked(load, request)
+    if load.content != NULL:
+        load_release(load, request, outcome == LOAD_DONE)
+    load.idle[load.idle_count] = request.index
     load.idle_count += 1
 
 
-cdef int channel_run(ChannelLoad *run) noexcept nogil:
-    cdef Load *load = &run.load
-    cdef Vsc *vsc = load.vsc
-    cdef VscSlot *slot
-    cdef VstorPacket packet
-    cdef uint32_t buffer
-    cdef uint64_t now
-    cdef uint32_t waits = 0
-    cdef int result = VSC_OK
-    monitor_lock(&vsc.monitor)
-    while True:
-        now = clock_ns()
-        while load.idle_count and load.requests_left and <int64_t> now < load.end_ns:
-            slot = vsc_slot(vsc)
-            if slot == NULL:
-                break
-            buffer = load.idle[load.idle_count - 1]
-            load.offsets[buffer] = load_offset(load)
-            if load.write:
-                pattern_fill(load.data + <uint64_t> buffer * load.block, load.offsets[buffer], load.block, load.seed)
-            vsc_read_srb(&packet, load.offsets[buffer] // load.sector_size, load.block // load.sector_size, load.block,
-                         load.write)
-            slot.done = load_done
-            slot.owner = run
-            slot.tag = buffer
-            slot.sent_ns = clock_ns()
-            if vsc_send(vsc, slot, &packet, <uint64_t> (load.data - vsc.base) + <uint64_t> buffer * load.block,
-                        load.block) != RING_OK:
-                vsc_slot_return(vsc, slot)
-                break
-            load.idle_count -= 1
-            load.requests_left -= 1
-            load.in_flight += 1
-            load.started += 1
-        vsc_publish(vsc)
-        if load.in_flight == 0 and (load.requests_left == 0 or <int64_t> now >= load.end_ns):
-            break
-        result = vsc_wait(vsc, -1)
-        waits += 1
-        if result == VSC_OK and waits >= 65536:
-            result = VSC_INTERRUPTED             # a wait that never blocks never sees a signal
-        if result != VSC_OK:
-            break
-    monitor_unlock(&vsc.monitor)
-    return result
+# Starting them.
+
+cdef bint load_prepare(Load *load, LoadRequest *request) noexcept nogil:
+    """Makes the request's blocks its own and fills what it writes. False: a request in flight has them."""
+    cdef bint write = request.operation == LOAD_WRITE
+    if load.verify == VERIFY_CONTENT and request.operation != LOAD_FLUSH:
+        if not content_claim(load.content, request.offset, request.length, request.operation != LOAD_READ):
+            return False
+        if write:
+            load.content.generation += 1
+            request.generation = load.content.generation
+            pattern_fill(request.data, request.offset, request.length,
+                         generation_seed(load.seed, load.content.generation))
+    elif write:
+        pattern_fill(request.data, request.offset, request.length, load.seed)
+    return True
 
 
-cdef int disk_run(Load *load, Backend disk, LatencyHistogram histogram, uint64_t budget) noexcept nogil:
-    """At most `budget` requests, one after the other; 1 when there are more to do."""
-    cdef iovec vector
-    cdef uint64_t offset, started
+cdef void load_drop(Load *load) noexcept nogil:
+    """The pending request is not started any more."""
+    cdef LoadRequest *request = load.pending
+    if load.claimed and load.content != NULL and request.operation != LOAD_FLUSH:
+        content_drop(load.content, request.offset, request.length, request.operation != LOAD_READ)
+    if load.schedule.kind != SCHEDULE_CLOSED:
+        load.behind += 1
+    load.pending = NULL
+    load.claimed = False
+    load.idle[load.idle_count] = request.index
+    load.idle_count += 1
+
+
+cdef int load_pump(Load *load, int64_t *until) noexcept nogil:
+    """Starts what can start now. `until`: when the next request is due, -1 when a request has to end first."""
+    cdef LoadRequest *request
+    cdef LoadTarget *target = load.target
+    cdef bint open = load.schedule.kind != SCHEDULE_CLOSED
+    cdef uint64_t intended
     cdef int status
-    while budget:
-        started = clock_ns()
-        if load.requests_left == 0 or <int64_t> started >= load.end_ns:
-            return 0
-        offset = load_offset(load)
-        if load.write:
-            pattern_fill(load.data, offset, load.block, load.seed)
-            started = clock_ns()
-        vector.iov_base = load.data
-        vector.iov_len = load.block
-        if load.write:
-            status = disk_write(&disk.ref, offset, &vector, 1, 0)
-        else:
-            status = disk_read(&disk.ref, offset, &vector, 1, 0)
-        histogram_record(&histogram.data, clock_ns() - started)
-        load.requests_left -= 1
-        load.started += 1
-        load.finished += 1
+    cdef int budget = PUMP_MAX
+    until[0] = -1
+    load.spent = False
+    while True:
+        request = load.pending
+        if load.now_ns >= load.end_ns:
+            load.over = True
+            if request != NULL:
+                load_drop(load)
+        if request == NULL:
+            if load.idle_count == 0 or load.over:
+                return LOAD_OK
+            if load.requests_left == 0 or (open and load.schedule.due_ns >= load.end_ns):
+                load.over = True
+                return LOAD_OK
+            if budget == 0:
+                load.spent = True
+                return LOAD_OK
+            if open and load.schedule.due_ns > load.now_ns:
+                load.now_ns = clock_ns()
+                if load.schedule.due_ns > load.now_ns:
+                    until[0] = <int64_t> load.schedule.due_ns
+                    return LOAD_OK
+            request = &load.requests[load.idle[load.idle_count - 1]]
+            load.idle_count -= 1
+            workload_next(&load.work, request)
+            if open:
+                request.intended_ns = load.schedule.due_ns
+                schedule_next(&load.schedule)
+        elif load.over:
+            return LOAD_OK
+        if load.verify and not load.claimed:
+            if not load_prepare(load, request):
+                load.pending = request
+                return LOAD_OK
+        load.now_ns = clock_ns()
+        request.started_ns = load.now_ns
+        if not open:
+            request.intended_ns = load.now_ns
+        intended = request.intended_ns
+        load.pending = NULL
+        load.claimed = False
+        load.in_flight += 1
+        status = target.start(target, request)
+        if status != LOAD_OK:
+            load.in_flight -= 1
+            load.pending = request
+            load.claimed = True
+            # A target that is full for others' sake may have nothing of ours in flight.
+            until[0] = <int64_t> load.end_ns if load.end_ns != <uint64_t> -1 else -1
+            return status if status < 0 else LOAD_OK
         budget -= 1
-        if status != DISK_OK:
-            if load.errors == 0:
-                load.disk_status = status
-            load.errors += 1
-        elif not load.write:
-            load_checked(load, load.data, offset)
-    return 1
+        if intended >= load.count_from_ns:
+            load.requests_left -= 1
+            if open:
+                histogram_record(&load.lag, request.started_ns - intended)
 
 
-cdef object load_result(Load *load, uint64_t seconds_ns, LatencyHistogram histogram):
-    return {
-        "requests": load.finished,
-        "seconds": seconds_ns / 1e9,
-        "errors": load.errors,
-        "verified_bytes": load.verified,
-        "wrong_blocks": load.wrong,
-        "wrong_offset": load.wrong_offset if load.wrong else None,
-        "srb_status": load.srb_status,
-        "disk_status": load.disk_status,
-        "latency": histogram,
-    }
+cdef int load_run(Load *load) noexcept nogil:
+    """LOAD_OK: all is done. LOAD_INTERRUPTED: call again. Else the target's end."""
+    cdef LoadTarget *target = load.target
+    cdef int64_t until
+    cdef uint64_t entered
+    cdef int status
+    if target.enter != NULL:
+        target.enter(target)
+    load.now_ns = entered = clock_ns()
+    while True:
+        status = load_pump(load, &until)
+        if status < 0 or (load.over and load.in_flight == 0):
+            break
+        # A wait that never blocks never sees a signal.
+        if load.now_ns - entered > SLICE_NS or load_relaxed32(load.stop):
+            status = LOAD_INTERRUPTED
+            break
+        if not load.spent:
+            if load.slices and (until < 0 or <uint64_t> until > load.now_ns + SLICE_NS):
+                until = <int64_t> (load.now_ns + SLICE_NS)
+            status = target.wait(target, until)
+            if status != LOAD_OK:
+                break
+        load.now_ns = clock_ns()
+    if target.leave != NULL:
+        target.leave(target)
+    return status
 
 
-cdef int load_setup(Load *load, str rw, uint64_t size, uint32_t block, uint32_t sector_size, uint32_t depth, seconds,
-                    requests, uint64_t random_seed, pattern_seed) except -1:
-    memset(load, 0, sizeof(Load))
-    if rw not in ("randread", "randwrite", "read", "write"):
-        raise ValueError(f"there is no workload {rw!r}")
-    if block == 0 or block % sector_size or size < block:
-        raise ValueError(f"blocks of {block} bytes do not fit a disk of {size} bytes with sectors of {sector_size}")
-    if not 1 <= depth <= DEPTH_MAX:
-        raise ValueError(f"queue depth {depth} is not between 1 and {DEPTH_MAX}")
-    load.write = "write" in rw
-    load.random = rw.startswith("rand")
-    load.verify = pattern_seed is not None
-    load.seed = pattern_seed or 0
-    load.state = random_seed or 1
-    load.block = block
-    load.blocks = size // block
-    load.sector_size = sector_size
-    load.depth = depth
-    load.requests_left = <uint64_t> -1 if requests is None else requests
-    load.end_ns = <int64_t> clock_ns() + <int64_t> ((1e9 if seconds is None else seconds) * 1e9)
-    load.idle_count = depth
-    cdef uint32_t i
-    for i in range(depth):
-        load.idle[i] = i
+# Several at once.
+
+ctypedef struct LoadThread:
+    Load *load
+    Thread thread
+    int status
+    Monitor *monitor
+    uint32_t *running
+
+
+cdef void *load_thread(void *argument) noexcept nogil:
+    cdef LoadThread *thread = <LoadThread *> argument
+    cdef int status = LOAD_INTERRUPTED
+    while status == LOAD_INTERRUPTED and not load_acquire32(thread.load.stop):
+        status = load_run(thread.load)
+    monitor_lock(thread.monitor)
+    thread.status = status
+    thread.running[0] -= 1
+    monitor_wake(thread.monitor)
+    monitor_unlock(thread.monitor)
+    return NULL
+
+
+cdef int check_status(int status) except -1:
+    if status == LOAD_GONE:
+        raise GuestGone("the host has ended the channel")
+    if status == LOAD_CORRUPT:
+        raise RingCorrupt("the host broke a rule of the channel's ring")
+    if status < 0:
+        raise Error(f"the load ended with status {status}")
     return 0
 
 
-def run_channel(Channel channel not None, buffer, uint64_t size, uint32_t sector_size, *, str rw="randread",
-                uint32_t block=4096, uint32_t depth=1, seconds=None, requests=None, uint64_t seed=1, pattern_seed=None):
-    """Keeps `depth` requests of `block` bytes in flight for `seconds` or `requests`, whichever ends first.
-
-    buffer: guest memory of depth * block bytes. size: bytes of the disk. pattern_seed: reads are compared with the
-    pattern
-    of that seed, and writes write it; None: neither is checked. Returns a dict: requests, seconds, errors,
-    verified_bytes,
-    wrong_blocks, wrong_offset, srb_status, disk_status, and latency, a LatencyHistogram.
-    """
-    cdef ChannelLoad run
-    cdef LatencyHistogram histogram = LatencyHistogram()
-    cdef Vsc *vsc = &channel.vsc
-    cdef Py_buffer view
-    cdef int result = VSC_INTERRUPTED
-    cdef uint64_t started
-    load_setup(&run.load, rw, size, block, sector_size, min(depth, vsc.depth), seconds, requests, seed, pattern_seed)
-    if block > vsc.max_transfer:
-        raise ValueError(f"blocks of {block} bytes are more than one request moves ({vsc.max_transfer})")
-    run.load.vsc = vsc
-    run.histogram = &histogram.data
-    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
-    try:
-        run.load.data = <uint8_t *> view.buf
-        if (<uint64_t> view.len < <uint64_t> depth * block or run.load.data < vsc.base
-                or run.load.data + view.len > vsc.base + vsc.size_bytes):
-            raise ValueError("the buffer is not guest memory for the whole queue")
-        started = clock_ns()
-        try:
-            while result == VSC_INTERRUPTED:
-                with nogil:
-                    result = channel_run(&run)
-                if result == VSC_INTERRUPTED:
-                    PyErr_CheckSignals()
-        finally:
-            with nogil:
-                monitor_lock(&vsc.monitor)
-                vsc_abandon(vsc, &run)
-                monitor_unlock(&vsc.monitor)
-        if result == VSC_GONE:
-            raise GuestGone("the host has ended the channel")
-        if result == VSC_CORRUPT:
-            raise RingCorrupt("the host broke a rule of the channel's ring")
-        return load_result(&run.load, clock_ns() - started, histogram)
-    finally:
-        PyBuffer_Release(&view)
-
-
-ctypedef struct Stamps:
-    uint64_t transaction_id      # by which the host's stamps are found
-    uint64_t asked_ns            # the application asks
-    uint64_t built_ns            # the VSC has the SRB
-    uint64_t sent_ns             # it is on VMBus, and the host is signalled where the rules ask for it
-    uint64_t done_ns             # the application has its answer
-
-ctypedef struct Traced:
-    Stamps *stamps
-    bint done
-    bint failed
-
-
-cdef void traced_done(VscSlot *slot) noexcept nogil:
-    cdef Traced *traced = <Traced *> slot.owner
-    traced.stamps.done_ns = clock_ns()
-    traced.done = True
-    traced.failed = slot.reply.u.scsi.srb_status != 1
-
-
-cdef int traced_run(Vsc *vsc, Load *load, Traced *traced) noexcept nogil:
-    """One read, stamped; VscResult. Called again after VSC_INTERRUPTED it goes on waiting."""
-    cdef VscSlot *slot
-    cdef VstorPacket packet
-    cdef int result = VSC_OK
-    monitor_lock(&vsc.monitor)
-    if traced.stamps.transaction_id == 0:
-        traced.stamps.asked_ns = clock_ns()
-        load.offsets[0] = load_offset(load)
-        slot = vsc_slot(vsc)
-        if slot != NULL:
-            vsc_read_srb(&packet, load.offsets[0] // load.sector_size, load.block // load.sector_size, load.block,
-                         False)
-            slot.done = traced_done
-            slot.owner = traced
-            traced.stamps.transaction_id = slot.transaction_id
-            traced.stamps.built_ns = clock_ns()
-            if vsc_send(vsc, slot, &packet, <uint64_t> (load.data - vsc.base), load.block) == RING_OK:
-                vsc_publish(vsc)
-                traced.stamps.sent_ns = clock_ns()
-            else:
-                vsc_slot_return(vsc, slot)
-                traced.stamps.transaction_id = 0
-    while result == VSC_OK and not traced.done:
-        result = vsc_wait(vsc, -1)
-        if traced.stamps.transaction_id == 0:
-            break
-    monitor_unlock(&vsc.monitor)
-    return VSC_OK if traced.done else result
-
-
-def run_traced(Channel channel not None, buffer, uint64_t size, uint32_t sector_size, *, uint32_t block=4096,
-               uint32_t requests=1000, uint64_t seed=1, pattern_seed=None):
-    """Random reads one at a time, each with the guest's own stamps: five native uint64 for each request, as bytes:
-    transaction id, and CLOCK_MONOTONIC ns when the application asked, the SRB was built, it was on VMBus, the answer
-    was
-    there. The arguments are run_channel's.
-    """
-    cdef Load load
-    cdef Traced traced
-    cdef Vsc *vsc = &channel.vsc
-    cdef Py_buffer view
-    cdef uint32_t i
-    cdef int result
-    load_setup(&load, "randread", size, block, sector_size, 1, None, requests, seed, pattern_seed)
-    if block > vsc.max_transfer:
-        raise ValueError(f"blocks of {block} bytes are more than one request moves ({vsc.max_transfer})")
-    stamps = bytearray(requests * sizeof(Stamps))
-    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
-    try:
-        load.data = <uint8_t *> view.buf
-        if (<uint64_t> view.len < block or load.data < vsc.base
-                or load.data + view.len > vsc.base + vsc.size_bytes):
-            raise ValueError("the buffer is not guest memory for a block")
-        for i in range(requests):
-            memset(&traced, 0, sizeof(traced))
-            traced.stamps = <Stamps *> PyByteArray_AS_STRING(stamps) + i
-            result = VSC_INTERRUPTED
-            try:
-                while not traced.done:
-                    with nogil:
-                        result = traced_run(vsc, &load, &traced)
-                    if result == VSC_GONE:
-                        raise GuestGone("the host has ended the channel")
-                    if result == VSC_CORRUPT:
-                        raise RingCorrupt("the host broke a rule of the channel's ring")
-                    PyErr_CheckSignals()
-            finally:
-                if not traced.done:
-                    with nogil:
-                        monitor_lock(&vsc.monitor)
-                        vsc_abandon(vsc, &traced)
-                        monitor_unlock(&vsc.monitor)
-            if traced.failed:
-                raise Error(f"the read at byte {load.offsets[0]} failed")
-            load_checked(&load, load.data, load.offsets[0])
-            if load.wrong:
-                raise Error(f"the read at byte {load.offsets[0]} did not bring what the image holds there")
-    finally:
-        PyBuffer_Release(&view)
-    return bytes(stamps)
-
-
-def run_disk(Backend disk not None, *, str rw="randread", uint32_t block=4096, seconds=None, requests=None,
-             uint64_t seed=1, pattern_seed=None):
-    """The same workload at depth 1, straight against the storage stack in this process: the paths' point of
-    comparison."""
-    cdef Load load
-    cdef LatencyHistogram histogram = LatencyHistogram()
-    cdef uint64_t started
-    cdef int more = 1
-    load_setup(&load, rw, disk.ref.size_bytes, block, disk.ref.sector_size, 1, seconds, requests, seed, pattern_seed)
-    buffer = bytearray(block)
-    load.data = <uint8_t *> PyByteArray_AS_STRING(buffer)
-    started = clock_ns()
-    while more:
+cdef int run_one(Load *load) except -1:
+    """In the caller's thread."""
+    cdef int status = LOAD_INTERRUPTED
+    while status == LOAD_INTERRUPTED:
         with nogil:
-            more = disk_run(&load, disk, histogram, 65536)
-        PyErr_CheckSignals()
-    return load_result(&load, clock_ns() - started, histogram)
+            status = load_run(load)
+        if status == LOAD_INTERRUPTED:
+            PyErr_CheckSignals()
+    return check_status(status)
+
+
+cdef int run_several(list runs, uint32_t *stop) except -1:
+    cdef LoadThread *threads = <LoadThread *> calloc(len(runs), sizeof(LoadThread))
+    cdef Monitor monitor
+    cdef uint32_t running = 0, started = 0, left, i
+    cdef uint32_t count = <uint32_t> len(runs)
+    cdef int error
+    if threads == NULL:
+        raise MemoryError
+    error = monitor_init(&monitor)
+    if error:
+        free(threads)
+        raise OSError(-error, "no monitor for the load's threads")
+    try:
+        for i in range(count):
+            threads[i].load = (<LoadRun> runs[i]).load
+            threads[i].load.slices = True
+            threads[i].monitor = &monitor
+            threads[i].running = &running
+            with nogil:
+                monitor_lock(&monitor)
+                running += 1
+                error = thread_start(&threads[i].thread, load_thread, &threads[i])
+                if error:
+                    running -= 1
+                monitor_unlock(&monitor)
+            if error:
+                raise OSError(-error, "no thread for each disk of the load")
+            started += 1
+        left = started
+        while left:
+            with nogil:
+                monitor_lock(&monitor)
+                if running:
+                    monitor_wait(&monitor, <int64_t> clock_ns() + SLICE_NS)
+                for i in range(count):
+                    if threads[i].status < 0:            # one that fails ends the others
+                        store_release32(stop, 1)
+                left = running
+                monitor_unlock(&monitor)
+            PyErr_CheckSignals()
+    finally:
+        store_release32(stop, 1)
+        with nogil:
+            for i in range(started):
+                thread_join(threads[i].thread)
+            monitor_destroy(&monitor)
+        failed = [threads[i].status for i in range(count) if threads[i].status < 0]
+        free(threads)
+    return check_status(failed[0] if failed else LOAD_OK)
+
+
+# The face.
+
+cdef class Requester:
+    cdef int hold(self, object buffer) except -1:
+        return 0
+
+    cpdef str describe(self, uint32_t detail):
+        return f"status {detail:#x}"
+
+    @property
+    def size(self):
+        """Bytes of the disk."""
+        return self.target.size_bytes
+
+    @property
+    def sector_size(self):
+        """Bytes."""
+        return self.target.sector_size
+
+    @property
+    def depth(self):
+        """Requests in flight that it can take."""
+        return self.target.depth
+
+
+@final
+cdef class LoadRun:
+    """One load of one target, for run_loads(); once.
+
+    depth: requests in flight, of an open loop the most. rate: requests per second of an open loop; None: closed.
+    arrivals: "constant" or "poisson". pattern_seed: reads are compared with the pattern of that seed, and writes write
+    it. content: a KnownContent of the workload's range and smallest block size; reads are compared with the last write
+    of each block. buffer: depth times the largest block size, in guest memory where the target needs that; None: memory
+    of this process. series: keep a LoadSeries by the second. workload: see hvcore.dispatch.workload.Requests.
+
+    ValueError names what does not fit.
+    """
+    cdef Load *load
+    cdef Requester requester
+    cdef KnownContent content
+    cdef LoadSeries series
+    cdef LatencyHistogram total
+    cdef Py_buffer view
+    cdef bint viewed
+    cdef bint used
+    cdef object buffer
+    cdef uint64_t ended_ns
+
+    def __cinit__(self):
+        self.load = <Load *> calloc(1, sizeof(Load))
+        if self.load == NULL:
+            raise MemoryError
+
+    def __init__(self, Requester requester not None, *, uint32_t depth=1, buffer=None, rate=None,
+                 str arrivals="constant", pattern_seed=None, KnownContent content=None, bint series=False, **workload):
+        cdef Load *load = self.load
+        cdef LoadTarget *target = &requester.target
+        cdef uint32_t i
+        if self.viewed:
+            raise ValueError("a load is made once")
+        parameters = complete(workload)
+        workload_setup(&load.work, parameters, target.size_bytes, target.sector_size)
+        schedule_setup(&load.schedule, rate, arrivals, parameters["seed"])
+        cdef uint32_t deepest = min(target.depth, <uint32_t> LOAD_DEPTH_MAX)
+        if not 1 <= depth <= deepest:
+            raise ValueError(f"queue depth {depth} is not between 1 and {deepest}")
+        if target.max_transfer and load.work.largest > target.max_transfer:
+            raise ValueError(
+                f"blocks of {load.work.largest} bytes are more than one request moves ({target.max_transfer})")
+        self.set_verify(parameters, pattern_seed, content)
+        self.requester, self.buffer = requester, buffer
+        if buffer is None:
+            self.buffer = bytearray(depth * load.work.largest)
+        PyObject_GetBuffer(self.buffer, &self.view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        self.viewed = True
+        data = <uint8_t *> self.view.buf
+        if <uint64_t> self.view.len < <uint64_t> depth * load.work.largest:
+            raise ValueError(f"the buffer of {self.view.len} bytes does not hold {depth} blocks of "
+                             f"{load.work.largest} bytes")
+        if target.memory != NULL and (
+                data < target.memory or data + self.view.len > target.memory + target.memory_bytes):
+            raise ValueError("the buffer is not guest memory")
+        if load.verify == VERIFY_NOTHING and parameters["operations"].get("write"):
+            fill_pattern(memoryview(self.buffer)[:self.view.len // 8 * 8], 0, parameters["seed"])
+        load.target = target
+        load.idle_count = depth
+        for i in range(depth):
+            load.idle[i] = depth - 1 - i
+            load.requests[i].index = i
+            load.requests[i].load = load
+            load.requests[i].finished = load_done
+            load.requests[i].data = data + <uint64_t> i * load.work.largest
+        self.series = LoadSeries(rows=series)
+        self.total = self.series.total
+
+    cdef int set_verify(self, dict parameters, pattern_seed, KnownContent content) except -1:
+        cdef Load *load = self.load
+        load.mixed = load.work.operation < 0
+        if content is not None:
+            if pattern_seed is not None:
+                raise ValueError("the content's own pattern seed is what blocks are compared with")
+            end = content.content.first + content.content.count * content.content.unit
+            if (content.content.unit != load.work.step or load.work.first < content.content.first
+                    or load.work.first + load.work.bytes > end
+                    or (load.work.first - content.content.first) % content.content.unit):
+                raise ValueError("the known content is not of this range and smallest block size")
+            self.content = content
+            load.content = &content.content
+            load.verify = VERIFY_CONTENT
+            load.seed = content.content.seed
+        elif pattern_seed is not None:
+            if parameters["operations"].get("trim"):
+                raise ValueError("what is trimmed does not hold the pattern any more: give known content instead")
+            load.verify = VERIFY_PATTERN
+            load.seed = pattern_seed
+        return 0
+
+    def __dealloc__(self):
+        if self.viewed:
+            PyBuffer_Release(&self.view)
+        free(self.load)
+
+    cdef int begin(self, uint64_t begin_ns, uint64_t count_from_ns, uint64_t end_ns, requests,
+                   const uint32_t *stop) except -1:
+        cdef Load *load = self.load
+        cdef LatencyHistogram total = self.total
+        if self.used:
+            raise ValueError("a load runs once")
+        if self.requester.busy:
+            raise ValueError("the target is busy with another load")
+        self.used = self.requester.busy = True
+        load.stop = stop
+        load.requests_left = <uint64_t> -1 if requests is None else requests
+        load.count_from_ns = count_from_ns
+        load.end_ns = end_ns
+        series_begin(&load.series, self.series.series.rows, self.series.series.capacity,
+                     self.series.series.interval_ns, count_from_ns, &total.data)
+        schedule_begin(&load.schedule, begin_ns)
+        return 0
+
+    cdef int finish(self, bint whole) except -1:
+        """After the run; whole: nothing of it is in flight any more."""
+        cdef Load *load = self.load
+        self.requester.busy = False
+        if not whole:
+            if load.target.abandon != NULL:
+                load.target.abandon(load.target)
+            self.requester.hold(self.buffer)
+            if self.content is not None:
+                self.content.settle()
+        self.ended_ns = max(clock_ns(), load.count_from_ns)
+        if load.schedule.kind != SCHEDULE_CLOSED and load.end_ns != <uint64_t> -1:
+            # The rate holds up to the end, also when nothing was due for the last part of it.
+            load.behind += schedule_left(&load.schedule, load.end_ns) if load.requests_left else 0
+            if load.requests_left:
+                self.ended_ns = max(self.ended_ns, load.end_ns)
+        series_turn(&load.series, self.ended_ns)
+        self.series.series = load.series
+        return 0
+
+    def result(self):
+        """What the load did, once it has run: a dict.
+
+        requests, seconds, bytes (read and written), errors: counted after the warm-up. latency: LatencyHistogram.
+        operations: for each that occurred its requests, bytes, errors and latency. outcomes: number of errors by kind.
+        error: the first, in words, or None. verified_bytes, wrong_blocks (reads), wrong_offset and wrong_kind
+        ("stale", "torn", "wrong") of the first, wrong_kinds: how many of each; the warm-up included. lag: of an open
+        loop a LatencyHistogram, from due to started; behind: requests that were due and never started. warm_up:
+        requests and errors. series: LoadSeries or None.
+        """
+        cdef Load *load = self.load
+        cdef LatencyHistogram lag = LatencyHistogram()
+        cdef uint32_t i
+        lag.data = load.lag
+        error = None
+        if load.outcome:
+            where = f"the {OPERATIONS[load.error_operation]} at byte {load.error_offset}"
+            error = f"{where}: {OUTCOMES[load.outcome]} ({self.requester.describe(load.detail)})"
+        return {
+            "requests": load.series.total_requests,
+            "seconds": (self.ended_ns - load.count_from_ns) / 1e9,
+            "bytes": load.series.total_bytes,
+            "errors": load.series.total_errors,
+            "latency": self.total,
+            "operations": self.operations(),
+            "outcomes": {OUTCOMES[i]: load.outcomes[i] for i in range(1, LOAD_OUTCOMES) if load.outcomes[i]},
+            "error": error,
+            "verified_bytes": load.verified,
+            "wrong_blocks": load.faults[1] + load.faults[2] + load.faults[3],
+            "wrong_offset": load.fault_offset if load.fault else None,
+            "wrong_kind": FAULTS[load.fault] if load.fault else None,
+            "wrong_kinds": {FAULTS[i]: load.faults[i] for i in range(1, 4) if load.faults[i]},
+            "lag": lag if load.schedule.kind != SCHEDULE_CLOSED else None,
+            "behind": load.behind,
+            "warm_up": {"requests": load.warm_requests, "errors": load.warm_errors},
+            "series": self.series if self.series.series.rows != NULL else None,
+        }
+
+    cdef dict operations(self):
+        cdef Load *load = self.load
+        cdef LatencyHistogram one
+        cdef uint32_t i
+        if not load.mixed:
+            moved = load.series.total_bytes
+            return {OPERATIONS[load.work.operation]: {
+                "requests": load.series.total_requests, "bytes": moved, "errors": load.series.total_errors,
+                "latency": self.total}}
+        found = {}
+        for i in range(LOAD_OPERATIONS):
+            if load.operations[i].requests:
+                one = LatencyHistogram()
+                one.data = load.operations[i].latency
+                found[OPERATIONS[i]] = {
+                    "requests": load.operations[i].requests, "bytes": load.operations[i].bytes,
+                    "errors": load.operations[i].errors, "latency": one}
+        return found
+
+
+def run_loads(runs, *, seconds=None, requests=None, double warm_up=0.0):
+    """Runs the LoadRuns together, each in a thread of its own where there are several; their results.
+
+    All begin at one time. After warm_up seconds counting begins: for `seconds`, or until each has started `requests`,
+    whichever ends first; what is in flight then is finished and counted. GuestGone, RingCorrupt: a target ended, the
+    loads are abandoned, as they are when a signal handler raises.
+    """
+    cdef uint64_t begin, count_from, end = <uint64_t> -1
+    cdef uint32_t stop = 0
+    cdef bint whole = False
+    cdef LoadRun run
+    if seconds is None and requests is None:
+        raise ValueError("a load ends after some seconds or requests: neither is given")
+    for name, value in (("seconds", seconds), ("warm-up", warm_up)):
+        if value is not None and not (math.isfinite(value) and 0 <= value <= 1e9):
+            raise ValueError(f"{value} is no number of seconds ({name})")
+    runs = list(runs)
+    begun = []
+    begin = clock_ns()
+    count_from = begin + <uint64_t> (warm_up * 1e9)
+    if seconds is not None:
+        end = count_from + <uint64_t> (<double> seconds * 1e9)
+    try:
+        for run in runs:
+            run.begin(begin, count_from, end, requests, &stop)
+            begun.append(run)
+        if len(runs) == 1:
+            run = runs[0]
+            run_one(run.load)
+        elif runs:
+            run_several(runs, &stop)
+        whole = True
+    finally:
+        for run in begun:
+            run.finish(whole)
+    return [run.result() for run in runs]
+
+
+def run_channel(channel, buffer, uint64_t size, uint32_t sector_size, *, str rw="randread", uint32_t block=4096,
+                uint32_t depth=1, seconds=None, requests=None, uint64_t seed=1, pattern_seed=None, double warm_up=0.0,
+                lun=0):
+    """One plain load of a storvsp channel: keeps `depth` requests of `block` bytes in flight for `seconds` or
+    `requests`, whichever ends first. What LoadRun.result() returns.
+
+    rw: "randread", "randwrite", "read", "write". buffer: guest memory of depth * block bytes. size: bytes of the disk.
+    pattern_seed: reads are compared with the pattern of that seed, and writes write it.
+    """
+    from hvcore.dispatch.requesters import ChannelRequester
+
+    requester = ChannelRequester(channel, size, sector_size, lun=lun)
+    run = LoadRun(requester, depth=min(depth, requester.depth), buffer=buffer, pattern_seed=pattern_seed,
+                  **plain(rw, block, seed))
+    return run_loads([run], seconds=seconds, requests=requests, warm_up=warm_up)[0]
+
+
+def run_disk(disk, *, str rw="randread", uint32_t block=4096, seconds=None, requests=None, uint64_t seed=1,
+             pattern_seed=None, double warm_up=0.0):
+    """The same at depth 1, straight against the storage stack in this process: the paths' point of comparison."""
+    from hvcore.dispatch.requesters import DiskRequester
+
+    run = LoadRun(DiskRequester(disk), pattern_seed=pattern_seed, **plain(rw, block, seed))
+    return run_loads([run], seconds=seconds, requests=requests, warm_up=warm_up)[0]
+
+
+cdef dict plain(str rw, uint32_t block, uint64_t seed):
+    if rw not in ("randread", "randwrite", "read", "write"):
+        raise ValueError(f"there is no workload {rw!r}")
+    return {"operations": {"write" if "write" in rw else "read": 1}, "block_sizes": {block: 1}, "seed": seed,
+            "offsets": "uniform" if rw.startswith("rand") else "sequential"}
