@@ -1,25 +1,34 @@
 """The commands that measure and serve, and the entry point of them all."""
 
+import dataclasses
 import signal
 import sys
 from types import FrameType
-from typing import Annotated, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
 from hvcore import __version__
 from hvcore.cli.common import FAILED, INTERRUPTED, USAGE, Format, Json, complain, emit, reported, show
 from hvcore.cli.vhd import commands as vhd_commands
+from hvcore.errors import Error
+from hvcore.partition.config import IDE_MODES
 from hvcore.report.options import (
-    IDE_MODES,
     PATHS,
     SECTOR_SIZES,
-    WORKLOADS,
     CompareOptions,
     ExplainOptions,
+    OptionError,
+    is_axis,
     paths_option,
     size_option,
+    sweep_option,
 )
+from hvcore.report.workload import NAMES as WORKLOADS
+from hvcore.report.workload import READ_PERCENT
+
+if TYPE_CHECKING:
+    from hvcore.report.job import JobFile
 
 app = typer.Typer(
     name="hvcore",
@@ -53,9 +62,45 @@ def _main(
     pass
 
 
+def _words(words: list[str], sweep: str | None) -> tuple[str | None, list[str]]:
+    """The image and the axes of `compare`: behind --sweep stand further axes."""
+    axes = [sweep, *[word for word in words if is_axis(word)]] if sweep is not None else []
+    images = [word for word in words if word not in axes]
+    if len(images) > 1:
+        raise OptionError("IMAGE", f"one image is compared at a time, not {', '.join(images)}")
+    return (images[0] if images else None), axes
+
+
+def _by_job(options: CompareOptions, file: "JobFile") -> CompareOptions:
+    """What the job file says of the workload, the rest from the command line."""
+    if len(file.jobs) != 1:
+        raise OptionError("--job", f"compare runs one job, not {len(file.jobs)}; `hvcore load` runs several")
+    if file.seconds is None:
+        raise OptionError("--job", "compare needs a runtime: paths do not make the same number of requests in a time")
+    job = file.jobs[0]
+    return dataclasses.replace(
+        options,
+        image=job.image or options.image,
+        format=job.format or options.format,
+        sector_size=job.sector_size or options.sector_size,
+        overwrite=job.overwrite or options.overwrite,
+        ide_mode=job.ide_mode if job.ide_mode != "dma" else options.ide_mode,
+        rw=job.workload.rw,
+        block_size=job.workload.smallest,
+        queue_depth=job.workload.queue_depth,
+        load=job.workload,
+        seconds=file.seconds,
+        warm_up=file.warm_up,
+        memory_bytes=max(file.memory_bytes, options.memory_bytes),
+    )
+
+
 @app.command()
 def compare(
-    image: Image = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[IMAGE]", help="Disk image; without one a temporary image is made."),
+    ] = None,
     paths: Paths = ALL_PATHS,
     rw: Annotated[str, typer.Option(metavar="WORKLOAD", help=f"{', '.join(WORKLOADS)}.")] = "randread",
     bs: BlockSize = "4k",
@@ -71,10 +116,24 @@ def compare(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="A writing workload may destroy IMAGE.")] = False,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Guest memory of the virtual machine.")] = "64M",
+    read_percent: Annotated[
+        float, typer.Option(metavar="PERCENT", help="Reads in randrw and rw; the rest are writes.")
+    ] = READ_PERCENT,
+    job: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Take the workload from a job file of one job.")
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AXIS...",
+            help="Measure each combination of bs=4k,64k qd=1,8,32 rw=... ide-mode=..., on paths=...",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure one workload on every path, side by side."""
     with reported():
+        image, axes = _words(words or [], sweep)
         options = CompareOptions(
             image=image,
             paths=paths_option(paths),
@@ -87,7 +146,17 @@ def compare(
             sector_size=sector_size,
             overwrite=overwrite,
             memory_bytes=size_option("--memory", memory),
+            read_percent=read_percent,
         )
+        if job is not None:
+            if axes:
+                raise OptionError("--sweep", "a job file says block size and queue depth; sweep without --job")
+            from hvcore.report.job import read
+
+            options = _by_job(options, read(job))
+        if axes:
+            _sweep(sweep_option(options, axes), json)
+            return
         from hvcore.report import compare as work
         from hvcore.report.progress import terminal_progress
 
@@ -99,6 +168,45 @@ def compare(
             from hvcore.report.table import comparison_table
 
             show(comparison_table(result))
+
+
+def _sweep(combinations: list[CompareOptions], json: bool) -> None:
+    from hvcore.report import sweep as work
+    from hvcore.report.progress import terminal_progress
+
+    with terminal_progress() as progress:
+        result = work.sweep(combinations, progress)
+    if json:
+        emit(result.to_json())
+    else:
+        from hvcore.report.table import sweep_table
+
+        show(sweep_table(result))
+
+
+@app.command()
+def load(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Job file in TOML.")],
+    json: Json = False,
+) -> None:
+    """Run the jobs of a file, all at once, each on a disk of its own."""
+    with reported():
+        from hvcore.report.job import read
+
+        jobs = read(file)
+        from hvcore.report import load as work
+        from hvcore.report.progress import terminal_progress
+
+        with terminal_progress() as progress:
+            result = work.load(jobs, progress)
+        if json:
+            emit(result.to_json())
+        else:
+            from hvcore.report.table import load_table
+
+            show(load_table(result))
+        if result.wrong is not None:
+            raise Error(result.wrong)
 
 
 @app.command()

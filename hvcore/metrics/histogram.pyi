@@ -1,8 +1,9 @@
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from typing_extensions import Buffer
 
 LIMIT_NS: int
+SCHEMA: str
 QUANTILES: dict[str, float]
 
 @final
@@ -26,4 +27,7 @@ class LatencyHistogram:
     def to_bytes(self) -> bytes: ...
     @staticmethod
     def from_bytes(data: Buffer) -> LatencyHistogram: ...
+    def to_dict(self) -> dict[str, Any]: ...
+    @staticmethod
+    def from_dict(value: object) -> LatencyHistogram: ...
     def __eq__(self, other: object, /) -> bool: ...

@@ -3,11 +3,15 @@
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from hvcore.disk.image import open_described
-from hvcore.dispatch.pattern import fill_pattern
+from hvcore.disk.image import open_described, open_image
+from hvcore.disk.ops import Backend
+from hvcore.dispatch.load import LoadRun, Requester
+from hvcore.dispatch.pattern import KnownContent, fill_pattern
+from hvcore.dispatch.requesters import ChannelRequester, DiskRequester
 from hvcore.dispatch.traced import run_traced
 from hvcore.partition.client import Host, VirtualMachine
 from hvcore.partition.config import DiskConfig
@@ -16,6 +20,7 @@ from hvcore.partition.guest import Guest
 from hvcore.report import model
 from hvcore.report.hops import Hops
 from hvcore.report.options import OptionError
+from hvcore.report.workload import Workload
 from hvcore.sizes import format_size
 
 TEMPORARY_BYTES = 64 << 20
@@ -36,8 +41,10 @@ class Subject:
 
 
 @contextlib.contextmanager
-def subject(image: str | None, format: str | None, sector_size: int | None) -> Iterator[Subject]:
-    """The image that was named, or a temporary one, gone at the end."""
+def subject(
+    image: str | None, format: str | None, sector_size: int | None, size: int = TEMPORARY_BYTES
+) -> Iterator[Subject]:
+    """The image that was named, or a temporary one of `size` bytes, gone at the end."""
     if image is not None:
         disk, info = open_described(image, format=format, sector_size=sector_size)
         disk.close()
@@ -46,9 +53,9 @@ def subject(image: str | None, format: str | None, sector_size: int | None) -> I
         return
     with tempfile.TemporaryDirectory(prefix="hvcore-") as folder:
         path = str(Path(folder, "disk.img"))
-        make_image(path, TEMPORARY_BYTES)
-        size = sector_size or 512
-        yield Subject(path, "raw", size, model.Image(None, "raw", TEMPORARY_BYTES, size), PATTERN_SEED)
+        make_image(path, size)
+        sector = sector_size or 512
+        yield Subject(path, "raw", sector, model.Image(None, "raw", size, sector), PATTERN_SEED)
 
 
 def make_image(path: str, size: int) -> None:
@@ -98,8 +105,59 @@ def bench(made: Subject, paths: Sequence[str], *, ide_mode: str, writes: bool, m
             yield Bench(vm, guest, dict(zip(wanted, guest.disks, strict=True)))
 
 
-def traced(made: Subject, running: Bench, path: str, block_size: int, requests: int, seed: int) -> Hops:
-    """A pass of single reads with tracing on."""
+def open_local(made: Subject, writes: bool) -> Backend:
+    """The image in this process: no VM, no VMBus."""
+    sector = made.sector_size if made.format == "raw" else None
+    return open_image(made.path, mode="r+" if writes else "r", format=made.format, sector_size=sector)
+
+
+def requester(disk: Any) -> Requester:
+    """What takes a load's requests to a guest's disk, or to one of this process."""
+    if isinstance(disk, Backend):
+        return DiskRequester(disk)
+    if hasattr(disk, "requester"):  # a disk without a storvsp channel
+        found: Requester = disk.requester()
+        return found
+    return ChannelRequester(disk.channel, disk.size, disk.sector_size, lun=disk.lun)
+
+
+def guest_counters(disk: Any) -> dict[str, int]:
+    """What the guest's end of a disk cost so far."""
+    found: dict[str, int] = (disk.channel if hasattr(disk, "channel") else disk).counters()
+    return found
+
+
+class Content:
+    """What a workload finds on a disk and leaves there, from its first run to its last, whatever path they take."""
+
+    def __init__(self, workload: Workload, size: int, pattern_seed: int | None, verify: bool = True) -> None:
+        """pattern_seed: of the disk's known content, None when nothing is known of it."""
+        length = size - workload.first if workload.length is None else workload.length
+        length -= length % workload.smallest
+        self.workload = replace(workload, length=length)
+        self._pattern_seed = None if workload.writes or not verify else pattern_seed
+        self._known: KnownContent | None = None
+        if workload.writes and verify:
+            self._known = KnownContent(workload.first, length, workload.smallest, pattern_seed)
+
+    def run(self, target: Requester, buffer: Any, seed: int, series: bool = False) -> LoadRun:
+        depth = min(self.workload.queue_depth, target.depth)
+        return LoadRun(
+            target,
+            depth=depth,
+            buffer=buffer,
+            pattern_seed=self._pattern_seed,
+            content=self._known,
+            series=series,
+            arrivals=self.workload.arrivals,
+            **{key: value for key, value in self.workload.parameters(seed).items() if key != "arrivals"},
+        )
+
+
+def traced(
+    made: Subject, running: Bench, path: str, block_size: int, requests: int, seed: int, verify: bool = True
+) -> Hops:
+    """A pass of single reads with tracing on. verify: the image still has its known content."""
     disk = running.disks[path]
     buffer = running.guest.alloc(block_size)
     hops = Hops(path)
@@ -114,7 +172,7 @@ def traced(made: Subject, running: Bench, path: str, block_size: int, requests: 
                 block=block_size,
                 requests=min(TRACE_BATCH, requests - done),
                 seed=seed + done,
-                pattern_seed=made.pattern_seed,
+                pattern_seed=made.pattern_seed if verify else None,
             )
             hops.add(stamps, running.vm.trace()["stamps"], disk.channel.relid)
     finally:

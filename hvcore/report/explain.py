@@ -2,12 +2,24 @@
 
 import time
 
-from hvcore.disk.image import open_image
-from hvcore.dispatch.load import run_disk
+from hvcore.dispatch.load import LoadRun, run_disk, run_loads
+from hvcore.metrics.histogram import LatencyHistogram
 from hvcore.progress import Progress
 from hvcore.report import machine, model
-from hvcore.report.bench import Bench, Subject, bench, check_block, latency, subject, traced
-from hvcore.report.options import ExplainOptions
+from hvcore.report.bench import (
+    Bench,
+    Subject,
+    bench,
+    check_block,
+    guest_counters,
+    latency,
+    open_local,
+    requester,
+    subject,
+    traced,
+)
+from hvcore.report.hops import followed
+from hvcore.report.options import IDE_MODE_PATHS, ExplainOptions
 from hvcore.report.steps import timed_steps
 
 MEMORY = 64 << 20
@@ -15,8 +27,7 @@ EXACT = ("hand_overs", "ring_packets", "port_accesses", "intercepts", "bytes_cop
 
 
 def _local(options: ExplainOptions, made: Subject) -> model.PathExplanation:
-    sector = made.sector_size if made.format == "raw" else None
-    with open_image(made.path, format=made.format, sector_size=sector) as disk:
+    with open_local(made, writes=False) as disk:
         result = run_disk(
             disk, block=options.block_size, requests=options.count, seed=time.time_ns(), pattern_seed=made.pattern_seed
         )
@@ -26,22 +37,40 @@ def _local(options: ExplainOptions, made: Subject) -> model.PathExplanation:
     return model.PathExplanation("local", None, steps, way_back, counts, latency(total.summary()))
 
 
+def _passed(
+    options: ExplainOptions, made: Subject, running: Bench, path: str, count: int, seed: int
+) -> tuple[dict[str, tuple[int, int]], LatencyHistogram]:
+    """`count` single reads: (p50, p99) ns of each hop that can be followed, and the whole requests."""
+    if followed(path):
+        hops = traced(made, running, path, options.block_size, count, seed=seed)
+        return hops.percentiles(), hops.total
+    run = LoadRun(
+        requester(running.disks[path]),
+        buffer=running.guest.alloc(options.block_size),
+        pattern_seed=made.pattern_seed,
+        block_sizes={options.block_size: 1},
+        seed=seed,
+    )
+    total: LatencyHistogram = run_loads([run], requests=count)[0]["latency"]
+    return {}, total
+
+
 def _channel(options: ExplainOptions, made: Subject, running: Bench, path: str) -> model.PathExplanation:
     disk = running.disks[path]
-    traced(made, running, path, options.block_size, min(options.count, 200), seed=1)  # warm: caches, spinning
+    _passed(options, made, running, path, min(options.count, 200), seed=1)  # warm: caches, spinning
 
     def counts() -> dict[str, int]:
-        host, guest = running.vm.counters()["disks"][disk.number], disk.channel.counters()
+        host, guest = running.vm.counters()["disks"][disk.number], guest_counters(disk)
         return {name: host[name] + guest.get(name, 0) for name in EXACT} | {"requests": host["requests"]}
 
     before = counts()
-    hops = traced(made, running, path, options.block_size, options.count, seed=2)
+    hops, total = _passed(options, made, running, path, options.count, seed=2)
     after = counts()
     requests = after["requests"] - before["requests"]
     per_request = model.ExactCounts(**{name: (after[name] - before[name]) / requests for name in EXACT})
-    steps, way_back = timed_steps(path, hops.percentiles())
-    ide_mode = options.ide_mode if path == "emulated" else None
-    return model.PathExplanation(path, ide_mode, steps, way_back, per_request, latency(hops.total.summary()))
+    steps, way_back = timed_steps(path, hops)
+    ide_mode = options.ide_mode if path in IDE_MODE_PATHS else None
+    return model.PathExplanation(path, ide_mode, steps, way_back, per_request, latency(total.summary()))
 
 
 def explain(options: ExplainOptions, progress: Progress) -> model.Explanation:

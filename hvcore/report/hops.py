@@ -14,6 +14,7 @@ RECEIVED, MEDIA_ASKED, DISK_DONE, WORKER_DONE, COMPLETED = 1, 4, 6, 8, 9
 # Hops of hvcore.report.steps between two stamps, in order, without gaps: their sum is the whole request.
 _BOUNDS = {
     "synthetic": (("deliver", RECEIVED), ("media", DISK_DONE), ("complete", COMPLETED)),
+    "accelerated": (("deliver", RECEIVED), ("media", DISK_DONE), ("complete", COMPLETED)),
     "emulated": (
         ("deliver", RECEIVED),
         ("emulate", MEDIA_ASKED),
@@ -22,6 +23,11 @@ _BOUNDS = {
         ("complete", COMPLETED),
     ),
 }
+
+
+def followed(path: str) -> bool:
+    """Whether the stamps of a path's requests make hops; else only the whole request has a time."""
+    return path in _BOUNDS
 
 
 class Hops:

@@ -82,7 +82,9 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One workload on one path. ide_mode is None where no IDE controller takes part."""
+    """One workload on one path. ide_mode is None where no IDE controller takes part. moved_bytes: read and written,
+    None where every request is one block. load: what was asked for, where rw and block_size do not say it all. behind:
+    requests of an open loop that were due and never started."""
 
     path: str
     partition: str
@@ -97,6 +99,9 @@ class Run:
     per_request: PerRequest
     hops: list[Hop] = field(default_factory=list)
     ide_mode: str | None = None
+    moved_bytes: int | None = None
+    behind: int = 0
+    load: dict[str, Any] | None = None
 
     @property
     def iops(self) -> float:
@@ -104,6 +109,8 @@ class Run:
 
     @property
     def bytes_per_second(self) -> float:
+        if self.moved_bytes is not None:
+            return self.moved_bytes / self.seconds if self.seconds else 0.0
         return self.iops * self.block_size
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,6 +149,12 @@ def ratio(run: Run, base: Run) -> Ratio:
     )
 
 
+def ratios(runs: Sequence[Run]) -> list[Ratio]:
+    """Every run over the synthetic one among them; empty when there is none."""
+    base = next((run for run in runs if run.path == BASE_PATH), None)
+    return [ratio(run, base) for run in runs if run is not base] if base else []
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """The answer of `hvcore compare`: the same workload on each path."""
@@ -153,8 +166,7 @@ class Comparison:
     @property
     def ratios(self) -> list[Ratio]:
         """Every other path over the synthetic one; empty when that was not run."""
-        base = next((run for run in self.runs if run.path == BASE_PATH), None)
-        return [ratio(run, base) for run in self.runs if run is not base] if base else []
+        return ratios(self.runs)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -163,6 +175,37 @@ class Comparison:
             "machine": asdict(self.machine),
             "runs": [run.to_dict() for run in self.runs],
             "ratios": [asdict(ratio) for ratio in self.ratios],
+        }
+
+    def to_json(self) -> str:
+        return dump(self.to_dict())
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One combination of a sweep: its parameters as the command line names them, and a run for each path."""
+
+    parameters: dict[str, Any]
+    runs: Sequence[Run]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The answer of `hvcore compare --sweep`; as JSON a comparison with more runs, which carry their parameters."""
+
+    image: Image
+    machine: Machine
+    points: Sequence[Point]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": COMPARE_SCHEMA,
+            "image": asdict(self.image),
+            "machine": asdict(self.machine),
+            "runs": [run.to_dict() for point in self.points for run in point.runs],
+            "ratios": [
+                asdict(each) | {"parameters": point.parameters} for point in self.points for each in ratios(point.runs)
+            ],
         }
 
     def to_json(self) -> str:

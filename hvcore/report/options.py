@@ -3,14 +3,21 @@
 A bad value is an OptionError that names the option as the command line spells it.
 """
 
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
+from hvcore.partition.config import IDE_MODES
+from hvcore.partition.config import PATHS as VM_PATHS
+from hvcore.report.workload import NAMES as WORKLOADS
+from hvcore.report.workload import READ_PERCENT, Workload
 from hvcore.sizes import format_size, parse_size
 
-PATHS = ("local", "synthetic", "emulated")
-WORKLOADS = ("randread", "randwrite", "read", "write")
-IDE_MODES = ("dma", "pio", "pio-string", "pio-multiple")
+PATHS = ("local", *VM_PATHS)
+IDE_PATHS = ("emulated", "trapped", "accelerated")  # disks of these are IDE disks
+IDE_MODE_PATHS = ("emulated", "trapped")  # an IDE controller moves their data
 FORMATS = ("raw", "vhd", "vhdx")
 SECTOR_SIZES = (512, 4096)
 QUEUE_DEPTH_MAX = 256
@@ -82,11 +89,15 @@ class _Options:
 class CompareOptions(_Options):
     """One workload over several paths. memory_bytes: guest memory of the VM; seconds: measured time of each path.
 
-    sector_size None: the image's own, or 512 for a temporary image.
+    sector_size None: the image's own, or 512 for a temporary image. read_percent: of randrw and rw. load: what is done,
+    where rw, block_size and queue_depth do not say it all; warm_up: seconds before each path's measured time.
     """
 
     rw: str = "randread"
     queue_depth: int = 1
+    read_percent: float = READ_PERCENT
+    load: Workload | None = None
+    warm_up: float = 0.1
     seconds: float = 3.0
     sector_size: int | None = None
     overwrite: bool = False
@@ -96,18 +107,21 @@ class CompareOptions(_Options):
         super().__post_init__()
         _one_of("--rw", self.rw, WORKLOADS)
         _within("--qd", self.queue_depth, QUEUE_DEPTH_MAX)
+        if not 0 <= self.read_percent <= 100:
+            raise OptionError("--read-percent", f"{self.read_percent:g} is not between 0 and 100")
         if not (math.isfinite(self.seconds) and 0 < self.seconds <= RUNTIME_MAX):
             raise OptionError("--runtime", f"{self.seconds} seconds is not between 0 and {RUNTIME_MAX:.0f}")
         if self.sector_size is not None:
             _one_of("--sector-size", self.sector_size, SECTOR_SIZES)
-            if self.sector_size != SECTOR_SIZES[0] and "emulated" in self.paths:
+            ide = [path for path in self.paths if path in IDE_PATHS]
+            if self.sector_size != SECTOR_SIZES[0] and ide:
                 raise OptionError(
                     "--sector-size",
-                    f"an IDE disk has sectors of {SECTOR_SIZES[0]} bytes; leave the emulated path out with --paths",
+                    f"an IDE disk has sectors of {SECTOR_SIZES[0]} bytes; leave {' and '.join(ide)} out with --paths",
                 )
             if self.block_size % self.sector_size:
                 raise OptionError("--bs", f"{self.block_size} bytes is not a multiple of the sector size")
-        needed = self.block_size * self.queue_depth
+        needed = self.workload.buffer_bytes
         if self.memory_bytes <= 0 or self.memory_bytes % 4096:
             raise OptionError("--memory", f"{self.memory_bytes} bytes is not a positive multiple of 4096")
         if needed >= self.memory_bytes:
@@ -122,7 +136,11 @@ class CompareOptions(_Options):
     @property
     def writes(self) -> bool:
         """Whether the workload changes the image."""
-        return self.rw in ("randwrite", "write")
+        return self.workload.writes
+
+    @property
+    def workload(self) -> Workload:
+        return self.load or Workload.plain(self.rw, self.block_size, self.queue_depth, self.read_percent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,3 +152,48 @@ class ExplainOptions(_Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         _within("--count", self.count, COUNT_MAX)
+
+
+AXES = {
+    "rw": "rw",
+    "bs": "block_size",
+    "qd": "queue_depth",
+    "ide-mode": "ide_mode",
+}
+SWEEP_MAX = 1000
+
+
+def is_axis(text: str) -> bool:
+    """Whether a word of the command line is an axis of --sweep: "qd=1,8"."""
+    name, found, _ = text.partition("=")
+    return bool(found) and (name in AXES or name in ("path", "paths"))
+
+
+def sweep_option(options: CompareOptions, axes: Iterable[str]) -> list[CompareOptions]:
+    """One CompareOptions for each combination of what the axes list, the first axis turning slowest. OptionError."""
+    changes: dict[str, list[Any]] = {}
+    for axis in axes:
+        name, found, listed = axis.partition("=")
+        if not found or not is_axis(axis):
+            raise OptionError("--sweep", f"{axis!r} is not one of {', '.join(AXES)} or paths, '=' and a list")
+        words = [word.strip() for word in listed.split(",")]
+        field = "paths" if name in ("path", "paths") else AXES[name]
+        if field in changes:
+            raise OptionError("--sweep", f"{name} is given twice")
+        if len(set(words)) < len(words):
+            raise OptionError("--sweep", f"{name} lists a value twice")
+        if field == "paths":
+            changes[field] = [tuple(words)]
+        elif field == "block_size":
+            changes[field] = [size_option("--sweep bs", word) for word in words]
+        elif field == "queue_depth":
+            if not all(word.isascii() and word.isdigit() for word in words):
+                raise OptionError("--sweep", f"{axis!r} does not list whole numbers")
+            changes[field] = [int(word) for word in words]
+        else:
+            changes[field] = words
+    if not changes:
+        raise OptionError("--sweep", "nothing to sweep over")
+    if math.prod(map(len, changes.values())) > SWEEP_MAX:
+        raise OptionError("--sweep", f"more than {SWEEP_MAX} combinations")
+    return [replace(options, **dict(zip(changes, each, strict=True))) for each in itertools.product(*changes.values())]

@@ -32,6 +32,27 @@ STEPS = {
         (*_TO_THE_VSP, StepText("the VSP has the parent's storage stack do it", "media")),
         _TO_THE_APPLICATION,
     ),
+    "accelerated": PathSteps(
+        (
+            StepText("application asks the child's storage stack for the IDE disk", "submit"),
+            StepText("the VSC puts the request on the IDE accelerator's channel of VMBus", "request"),
+            StepText("VMBus delivers it to the VSP", "deliver"),
+            StepText("the VSP has the parent's storage stack do it; the emulated twin takes no part", "media"),
+        ),
+        _TO_THE_APPLICATION,
+    ),
+    "trapped": PathSteps(
+        (
+            StepText("application asks the child's IDE driver", "submit"),
+            StepText("each port access is intercepted by the hypervisor, which routes it to the worker", "intercept"),
+            StepText("the worker's emulator answers it", "emulate"),
+            StepText("the emulator has the parent's storage stack do the media access", "media"),
+        ),
+        (
+            StepText("the emulator takes the data and raises its interrupt", "emulate_answer"),
+            StepText("the driver reads the status, port by port; the application has its answer", "answer"),
+        ),
+    ),
     "emulated": PathSteps(
         (
             *_TO_THE_VSP,

@@ -5,6 +5,7 @@ Colours are the terminal's own (bold, dim, cyan), which are legible on dark and 
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -14,8 +15,21 @@ from rich.text import Text
 from hvcore.report.doctor import Check
 from hvcore.report.facts import NONE, WIDTH, digits, fact_rows, plural
 from hvcore.report.machine import cpu_list
-from hvcore.report.model import BASE_PATH, Comparison, Explanation, Image, Machine, PathExplanation, Step
+from hvcore.report.model import (
+    BASE_PATH,
+    Comparison,
+    Explanation,
+    Image,
+    Machine,
+    PathExplanation,
+    Step,
+    Sweep,
+    ratios,
+)
 from hvcore.sizes import format_size
+
+if TYPE_CHECKING:
+    from hvcore.report.load import JobResult, LoadResult
 
 EXACT = {
     "hand_overs": "hand-overs",
@@ -52,7 +66,7 @@ def count(value: float) -> str:
 
 
 def times(value: float | None) -> str:
-    return NONE if value is None else f"{digits(value)} ×"
+    return NONE if value is None else f"{digits(value)} ×" if value >= 0.01 else "<0.01 ×"
 
 
 def rate(bytes_per_second: float) -> str:
@@ -101,7 +115,9 @@ def _columns(names: Sequence[str], corner: str = "") -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column(corner, min_width=24)
     for name in names:
-        table.add_column(name, justify="right", min_width=11)
+        # Side by side with many others, a path's IDE mode goes into a second line.
+        head = name.replace(" (", "\n(") if len(names) > 3 else name
+        table.add_column(head, justify="right", min_width=11)
     return table
 
 
@@ -120,6 +136,8 @@ def _figures(comparison: Comparison) -> Table:
     table.add_row("requests", *[f"{run.requests:,}" for run in runs])
     if any(run.verified_bytes for run in runs):
         table.add_row("verified", *[f"{run.verified_bytes / (1 << 20):,.1f} MiB" for run in runs])
+    if any(run.behind for run in runs):
+        table.add_row("due, never started", *[f"{run.behind:,}" for run in runs])
     if any(run.errors for run in runs):
         table.add_row("errors", *[f"{run.errors:,}" for run in runs])
     _section(table, "latency")
@@ -129,11 +147,11 @@ def _figures(comparison: Comparison) -> Table:
         _section(table, f"per request, {section}")
         for key, name in costs.items():
             table.add_row(f"  {name}", *[count(getattr(run.per_request, key)) for run in runs])
-    ratios = {ratio.path: ratio for ratio in comparison.ratios}
-    if ratios:
+    over = {ratio.path: ratio for ratio in comparison.ratios}
+    if over:
         _section(table, f"over {BASE_PATH}")
         for key, name in (("iops", "IOPS"), ("p50", "p50"), ("p99", "p99")):
-            cells = [times(getattr(ratios[run.path], key)) if run.path in ratios else "1" for run in runs]
+            cells = [times(getattr(over[run.path], key)) if run.path in over else "1" for run in runs]
             table.add_row(f"  {name}", *cells)
     return table
 
@@ -145,6 +163,102 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     workload = f"{run.rw}, {format_size(run.block_size)}, queue depth {depth}, {run.seconds:.1f} s per path"
     facts = [("workload", workload), _image_fact(comparison.image), *_machine_facts(comparison.machine)]
     return Group(_figures(comparison), fact_grid(facts))
+
+
+def _point(parameters: Mapping[str, Any], varying: Sequence[str]) -> str:
+    words = {"rw": "{}", "block_size": "{}", "queue_depth": "qd {}", "ide_mode": "{}"}
+    said = []
+    for name in varying:
+        value = parameters[name]
+        said.append(words[name].format(format_size(value) if name == "block_size" else value))
+    return ", ".join(said)
+
+
+def sweep_table(sweep: Sweep) -> RenderableType:
+    """A row for each combination: IOPS and p50 on each path, and its p50 over the synthetic one's."""
+    points = sweep.points
+    varying = [name for name in points[0].parameters if len({str(point.parameters[name]) for point in points}) > 1]
+    varying = varying or ["block_size", "queue_depth"]
+    paths = [run.path for run in points[0].runs]
+    # Three figures for each of five paths do not fit side by side: each path has a line in the row of its combination.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name, justify in (("", "left"), ("path", "left"), ("IOPS", "right"), ("p50", "right"), ("p99", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("throughput", justify="right")
+    table.add_column("IOPS ratio", justify="right")
+    table.add_column("p50 ratio", justify="right")
+    for point in points:
+        over = {ratio.path: ratio for ratio in ratios(point.runs)}
+        for number, run in enumerate(point.runs):
+            mine = over.get(run.path)
+            base = "1" if run.path == BASE_PATH else NONE
+            table.add_row(
+                Text("" if number else _point(point.parameters, varying), style="bold cyan"),
+                run.path,
+                f"{run.iops:,.0f}" + (f" ({run.errors:,} errors)" if run.errors else ""),
+                duration(run.latency_ns.p50),
+                duration(run.latency_ns.p99),
+                rate(run.bytes_per_second),
+                times(mine.iops) if mine else base,
+                times(mine.p50) if mine else base,
+                end_section=number + 1 == len(point.runs) and len(paths) > 1,
+            )
+    fixed = {name: value for name, value in points[0].parameters.items() if name not in varying}
+    said = _point(fixed, [name for name in fixed if name != "ide_mode" or any(run.ide_mode for run in points[0].runs)])
+    seconds = points[0].runs[0].seconds
+    facts = [("workload", f"{said or 'as listed'}, {seconds:.1f} s per path"), _image_fact(sweep.image)]
+    if BASE_PATH in paths:
+        facts.insert(1, ("ratios", f"over {BASE_PATH} of the same row: above 1 is more IOPS, or slower"))
+    return Group(table, fact_grid([*facts, *_machine_facts(sweep.machine)]))
+
+
+def load_table(result: "LoadResult") -> RenderableType:
+    """A column for each job, and one for all of them together."""
+    jobs = [*result.jobs, *([result.total] if result.total else [])]
+    tables = [_load_columns(jobs[first : first + 5]) for first in range(0, len(jobs), 5)]
+    facts = [(job.name, _image_fact(job.image)[1]) for job in result.jobs if job.image]
+    return Group(*tables, fact_grid([*facts, *_machine_facts(result.machine)]))
+
+
+def _load_columns(jobs: Sequence["JobResult"]) -> Table:
+    table = _columns([job.name for job in jobs])
+    table.add_row("path", *[job.path for job in jobs])
+    table.add_row("IOPS", *[f"{job.iops:,.0f}" for job in jobs])
+    table.add_row("throughput", *[rate(job.bytes_per_second) for job in jobs])
+    table.add_row("requests", *[f"{job.requests:,}" for job in jobs])
+    table.add_row("measured", *[f"{job.seconds:.2f} s" for job in jobs])
+    if any(job.verified_bytes for job in jobs):
+        table.add_row("verified", *[f"{job.verified_bytes / (1 << 20):,.1f} MiB" for job in jobs])
+    if any(job.errors for job in jobs):
+        table.add_row("errors", *[f"{job.errors:,}" for job in jobs])
+    if any(job.wrong_blocks for job in jobs):
+        table.add_row("wrong reads", *[f"{job.wrong_blocks:,}" for job in jobs])
+    if any(job.lag_ns for job in jobs):
+        table.add_row("due, never started", *[f"{job.behind:,}" for job in jobs])
+        table.add_row("started late, p99", *[duration(job.lag_ns.p99 if job.lag_ns else None) for job in jobs])
+    _section(table, "latency")
+    summaries = [job.latency.summary() for job in jobs]
+    for key in ("min", "p50", "p90", "p99", "p99_9", "max", "mean"):
+        table.add_row(f"  {key.replace('_', '.')}", *[duration(summary[key]) for summary in summaries])
+    for name in ("read", "write", "flush", "trim"):
+        if any(name in job.operations and len(job.operations) > 1 for job in jobs):
+            _section(table, name)
+            found = [job.operations.get(name) for job in jobs]
+            table.add_row("  requests", *[f"{each.requests:,}" if each else NONE for each in found])
+            for key in ("p50", "p99"):
+                cells = [duration(getattr(each.latency_ns, key)) if each else NONE for each in found]
+                table.add_row(f"  {key}", *cells)
+    if any(len(job.series) > 1 for job in jobs):
+        _section(table, "IOPS by the second")
+        for key, pick in (("lowest", min), ("highest", max)):
+            cells = [f"{pick(row['iops'] for row in _whole(job.series)):,.0f}" if job.series else NONE for job in jobs]
+            table.add_row(f"  {key}", *cells)
+    return table
+
+
+def _whole(series: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Without a last second that was cut short."""
+    return series[:-1] if len(series) > 1 and series[-1]["seconds"] < series[0]["seconds"] else series
 
 
 def _steps(path: PathExplanation) -> Table:

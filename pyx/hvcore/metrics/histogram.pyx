@@ -14,6 +14,7 @@ cdef enum:
 cdef bytes MAGIC = b"HVH\0" + (<unsigned int> VERSION).to_bytes(4, "little")
 
 LIMIT_NS = HISTOGRAM_LIMIT
+SCHEMA = "hvcore.histogram/1"
 QUANTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
 
 
@@ -84,6 +85,13 @@ cdef str histogram_fault(const Histogram *h):
     if not least <= h.sum <= most:
         return f"its values add up to {least} to {most}, not to {h.sum}"
     return None
+
+
+cdef uint64_t whole(object value) except? -1:
+    """A 64-bit number that JSON brought; True and 1.0 are none."""
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
 
 
 @cython.final
@@ -166,6 +174,37 @@ cdef class LatencyHistogram:
             memcpy(&self.data, <char *> view.buf + 8, sizeof(self.data))
         finally:
             PyBuffer_Release(&view)
+        fault = histogram_fault(&self.data)
+        if fault is not None:
+            raise ProtocolError(f"the histogram is damaged: {fault}")
+        return self
+
+    def to_dict(self):
+        """For JSON: count, sum, min, max (ns) and buckets, [least ns, count] of each that is not empty."""
+        cdef uint32_t i
+        buckets = [[histogram_low(i), self.data.buckets[i]] for i in range(HISTOGRAM_BUCKETS) if self.data.buckets[i]]
+        return {"schema": SCHEMA, "count": self.data.count, "sum": self.data.sum, "min": self.data.min,
+                "max": self.data.max, "buckets": buckets}
+
+    @staticmethod
+    def from_dict(value):
+        """What to_dict() made, on any machine. ProtocolError when it is anything else or contradicts itself."""
+        cdef LatencyHistogram self = LatencyHistogram.__new__(LatencyHistogram)
+        cdef uint64_t low
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+            raise ProtocolError(f"not a histogram as {SCHEMA} says")
+        try:
+            self.data.count, self.data.sum = whole(value["count"]), whole(value["sum"])
+            self.data.min, self.data.max = whole(value["min"]), whole(value["max"])
+            for least, count in value["buckets"]:
+                low = whole(least)
+                if low > HISTOGRAM_LIMIT or histogram_low(histogram_bucket(low)) != low:
+                    raise ProtocolError(f"the histogram is damaged: no bucket begins at {least} ns")
+                if self.data.buckets[histogram_bucket(low)] or not whole(count):
+                    raise ProtocolError(f"the histogram is damaged: bucket {least} is empty or there twice")
+                self.data.buckets[histogram_bucket(low)] = whole(count)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ProtocolError(f"the histogram is damaged: {error!r}") from None
         fault = histogram_fault(&self.data)
         if fault is not None:
             raise ProtocolError(f"the histogram is damaged: {fault}")
