@@ -11,6 +11,7 @@ from tests.unit.fabricated import COMPARISON, EXPLANATION, IMAGE, MACHINE
 RUN_KEYS = {
     *("path", "partition", "rw", "block_size", "queue_depth", "requests", "seconds", "iops", "bytes_per_second"),
     *("errors", "verified_bytes", "latency_ns", "per_request", "hops", "ide_mode"),
+    *("moved_bytes", "behind", "load"),
 }
 LATENCY_KEYS = {"min", "p50", "p90", "p99", "p99_9", "max", "mean"}
 EXACT_KEYS = {"hand_overs", "ring_packets", "port_accesses", "intercepts", "bytes_copied"}

@@ -6,7 +6,10 @@ from hvcore.report.options import PATHS
 from hvcore.report.steps import STEPS, timed_steps
 
 
-@pytest.mark.parametrize(("path", "forward", "back"), [("local", 1, 0), ("synthetic", 4, 2), ("emulated", 5, 3)])
+@pytest.mark.parametrize(
+    ("path", "forward", "back"),
+    [("local", 1, 0), ("synthetic", 4, 2), ("emulated", 5, 3), ("trapped", 4, 2), ("accelerated", 4, 2)],
+)
 def test_steps_are_numbered_through(path, forward, back):
     steps, way_back = timed_steps(path, {})
     assert [step.number for step in steps + way_back] == list(range(1, forward + back + 1))
@@ -14,7 +17,7 @@ def test_steps_are_numbered_through(path, forward, back):
 
 
 def test_every_path_has_steps():
-    assert set(STEPS) == set(PATHS)
+    assert set(STEPS) == {*PATHS, "trapped", "accelerated"}
 
 
 def test_emulated_goes_the_synthetic_way_first():
@@ -27,7 +30,7 @@ def test_times_come_from_the_hop_of_the_step():
     assert {step.p50_ns for step in way_back} == {None}
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", STEPS)
 def test_each_hop_times_one_step(path):
     hops = [text.hop for text in (*STEPS[path].steps, *STEPS[path].way_back)]
     assert len(set(hops)) == len(hops)

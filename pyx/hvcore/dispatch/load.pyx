@@ -2,8 +2,8 @@
 
 Closed loop: `depth` requests are kept in flight, latency counts from the start of each. Open loop: requests are due at
 times fixed beforehand, and latency counts from then, whether or not there was room to start: a stall is seen by every
-request that it delayed. Targets (load.pxd) start requests and say when they are done; several of them run in a native
-thread each.
+request that it delayed. Targets (request.pxd) start requests and say when they are done; several of them run in a
+native thread each.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer

@@ -1,4 +1,4 @@
-"""What takes a load's requests: a storvsp channel, and the storage stack in this process (load.pxd)."""
+"""What takes a load's requests: a storvsp channel, and the storage stack in this process (request.pxd)."""
 
 cimport cython
 from libc.errno cimport EINTR

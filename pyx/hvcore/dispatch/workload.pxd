@@ -3,8 +3,8 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from hvcore.dispatch.load cimport LOAD_FLUSH, LoadRequest
-from hvcore.dispatch.random cimport Random, random_below, random_word
+from hvcore.dispatch.random cimport Random, random_below
+from hvcore.dispatch.request cimport LOAD_FLUSH, LoadRequest
 
 cdef enum:
     WORKLOAD_SIZES = 16          # most block sizes of one workload

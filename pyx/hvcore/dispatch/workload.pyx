@@ -10,8 +10,8 @@ from libc.math cimport exp, expm1, fabs, log, log1p
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
-from hvcore.dispatch.load cimport LOAD_OPERATIONS, LoadRequest
 from hvcore.dispatch.random cimport Random, multiply_modulo, random_seed, random_unit, random_word
+from hvcore.dispatch.request cimport LOAD_OPERATIONS, LoadRequest
 
 OPERATIONS = ("read", "write", "flush", "trim")          # by LoadOperation
 OFFSETS = ("uniform", "sequential", "zipf")              # by WorkloadOffsets
