@@ -99,7 +99,7 @@ def _by_job(options: CompareOptions, file: "JobFile") -> CompareOptions:
 def compare(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[IMAGE]", help="Disk image; without one a temporary image is made."),
+        typer.Argument(metavar="IMAGE", help="Disk image; without one a temporary image is made."),
     ] = None,
     paths: Paths = ALL_PATHS,
     rw: Annotated[str, typer.Option(metavar="WORKLOAD", help=f"{', '.join(WORKLOADS)}.")] = "randread",

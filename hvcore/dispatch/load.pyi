@@ -2,8 +2,10 @@ from collections.abc import Sequence
 from typing import Any, final
 
 from hvcore.disk.ops import Backend
+from hvcore.dispatch.pattern import FAULTS as FAULTS
 from hvcore.dispatch.pattern import KnownContent
 from hvcore.dispatch.pattern import fill_pattern as fill_pattern
+from hvcore.dispatch.workload import OPERATIONS as OPERATIONS
 from hvcore.storage.vsc import Channel
 
 DEPTH_MAX: int
@@ -20,8 +22,8 @@ class Requester:
 
 @final
 class LoadRun:
-    def __new__(
-        cls,
+    def __init__(
+        self,
         requester: Requester,
         *,
         depth: int = 1,
@@ -32,7 +34,7 @@ class LoadRun:
         content: KnownContent | None = None,
         series: bool = False,
         **workload: Any,
-    ) -> LoadRun: ...
+    ) -> None: ...
     def result(self) -> dict[str, Any]: ...
 
 def run_loads(

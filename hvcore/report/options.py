@@ -95,13 +95,13 @@ class CompareOptions(_Options):
 
     rw: str = "randread"
     queue_depth: int = 1
-    read_percent: float = READ_PERCENT
-    load: Workload | None = None
-    warm_up: float = 0.1
     seconds: float = 3.0
     sector_size: int | None = None
     overwrite: bool = False
     memory_bytes: int = 64 << 20
+    read_percent: float = READ_PERCENT
+    load: Workload | None = None
+    warm_up: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -115,7 +115,8 @@ def test_compare_hands_over_what_was_asked():
     result = run("compare", *arguments, compare="print(options, file=sys.stderr)")
     assert result.stderr == (
         "CompareOptions(image='disk.vhd', paths=('emulated', 'local'), block_size=65536, ide_mode='pio', format='vhd', "
-        "rw='randwrite', queue_depth=8, seconds=0.5, sector_size=512, overwrite=True, memory_bytes=1073741824)\n"
+        "rw='randwrite', queue_depth=8, seconds=0.5, sector_size=512, overwrite=True, memory_bytes=1073741824, "
+        "read_percent=70.0, load=None, warm_up=0.1)\n"
     )
 
 
