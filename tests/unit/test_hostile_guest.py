@@ -11,7 +11,6 @@ import pytest
 
 from hvcore.disk.ram import RamDisk
 from hvcore.errors import RingFull
-from tests.reference.hanging import Gate
 from tests.reference.guest import (
     DATA_PFN,
     FROM_GUEST,

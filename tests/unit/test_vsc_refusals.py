@@ -13,8 +13,8 @@ import pytest
 from hvcore.disk.ram import RamDisk
 from hvcore.storage.vsc import Channel
 from tests.reference.controller import channels_to
-from tests.reference.hanging import Gate
 from tests.reference.guest import until
+from tests.reference.hanging import Gate
 from tests.reference.scriptedhost import BUSY, FULL, GOOD, Scripted, attention, completion
 
 SIZE = 1 << 20

@@ -459,7 +459,7 @@ cdef void vsp_notify(Vsp *vsp) noexcept nogil:
 
 cdef void vsp_reset_units(VspController *controller, const VstorPacket *packet) noexcept nogil:
     cdef const VstorScsiRequest *address = &packet.u.scsi
-    cdef uint32_t lun
+    cdef int lun
     for lun in range(VSP_LUNS):
         if controller.units[lun] != NULL and (
                 packet.operation != VSTOR_RESET_LUN or controller.single_disk or lun == address.lun):
