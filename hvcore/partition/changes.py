@@ -42,7 +42,7 @@ class Changes:
         with self._condition:
             while not self._waiting:
                 if self._closed:
-                    raise GuestGone("the guest is closed")
+                    raise GuestGone("the guest is closed, or its host is gone")
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return []

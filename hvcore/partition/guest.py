@@ -97,10 +97,18 @@ class Guest:
         self._ide: Controller | None = None
         self._descriptions = {description["number"]: description for description in disks}
         self.adapters: list[Adapter] = []
-        self.queue_policy = check_policy(queue_policy)
+        try:
+            self.queue_policy = check_policy(queue_policy)
+            if sub_channels is not None and not sub_channels >= 0:
+                raise ValueError(f"a controller cannot have {sub_channels} sub-channels")
+        except (ValueError, TypeError):
+            self.closed = True
+            sock.close()
+            raise
         self._timeout = timeout
         self._changes = Changes()
         self._lock = threading.Lock()  # guards disks
+        self._over = False  # closed, or the host is gone: that is no change among the disks
         self._numbers = 0  # one more than any disk had
         self._executor: ThreadPoolExecutor | None = None
         self._watching: threading.Thread | None = None
@@ -247,7 +255,7 @@ class Guest:
         """What changed among the disks since the last call, as soon as there is something; [] after `timeout` seconds.
 
         When a change is seen here `disks` and the disk's attributes show it. Each change is given to one caller.
-        GuestGone: the guest is closed.
+        GuestGone: the guest is closed, or its host gone.
         """
         return self._changes.take(timeout)
 
@@ -273,7 +281,7 @@ class Guest:
             except GuestGone:
                 return
             for adapter in self.adapters:
-                if adapter.primary.channel.notices() and not adapter.removed:
+                if adapter.primary.channel.notices() and not (adapter.removed or self._over):
                     # A host that does not answer is its requests' to report; a later notice looks again.
                     with contextlib.suppress(Error, TimeoutError, MemoryError):
                         self._rescan(adapter)
@@ -317,6 +325,8 @@ class Guest:
         return self._executor.submit(call)
 
     def _gone(self, reason: str) -> None:
+        self._over = True
+        self._changes.close()
         self._client.gone(reason)
         if self._ide is not None:
             self._ide.end()
@@ -337,7 +347,7 @@ class Guest:
         """Closes the channels, leaves the VMBus and the VM. Waiting calls end with GuestGone. Idempotent."""
         if self.closed:
             return
-        self.closed = True
+        self.closed = self._over = True
         if self._ide is not None:
             self._ide.end()
         self._changes.close()

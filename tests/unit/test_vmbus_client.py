@@ -369,3 +369,31 @@ def test_modify_channel_by_version(version):
     else:
         script.client.modify_channel(channel, 0)
     assert (m.ModifyChannel in script.types()) == (version >= V.V4_1)
+
+
+def test_waits_for_an_offer_that_comes_later():
+    """ST-13, CM-20: a sub-channel's offer differs in the index only."""
+    host = Script()
+    host.connected()
+    sub = m.OfferChannel(SCSI, UUID(int=1), 0, 0, bytes(120), 2, 0, 9, 0xFF, False, True, 0x2009)
+
+    def wanted(channel):
+        return channel.offer.interface_instance == UUID(int=1) and channel.offer.subchannel_index == 2
+
+    with pytest.raises(TimeoutError, match="did not offer the channel"):
+        host.client.wait_for_channel(wanted, timeout=0)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(host.client.wait_for_channel(wanted)))
+    thread.start()
+    host.says(sub)
+    thread.join(30)
+    assert [channel.relid for channel in found] == [9]
+    assert host.client.wait_for_channel(wanted, timeout=0) is found[0]
+
+
+def test_waiting_for_an_offer_ends_with_the_connection():
+    host = Script()
+    host.connected()
+    host.client.gone("the host went")
+    with pytest.raises(GuestGone, match="the host went"):
+        host.client.wait_for_channel(lambda channel: False)
