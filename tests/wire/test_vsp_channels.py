@@ -6,6 +6,7 @@ import struct
 import pytest
 
 from hvcore.disk.ram import RamDisk
+from hvcore.errors import RingFull
 from hvcore.scsi import Target
 from hvcore.vmbus import encode_packet
 from tests.reference import guest as rig
@@ -245,7 +246,7 @@ def test_coalesced_while_the_ring_is_full(guest):
         try:
             channel.send(in_band(srb(rig.TEST_UNIT_READY), 1000 + sent))
             sent += 1
-        except rig.RingFull:
+        except RingFull:
             os.sched_yield()
     for lun in range(1, 6):
         more(channel, lun)
