@@ -172,6 +172,53 @@ class Waiting:
         while taken < count and not (yield load("gone")):
             taken = yield from self.vsc_wait(ring, taken)
 
+    def vsc_drain(self, ring: str, taken: int) -> Steps:
+        """What is taken then."""
+        released = taken
+        while (index := (yield load(f"{ring} in"))) != taken:
+            taken = index
+        if taken != released:
+            yield from self.ring_release(ring, released, taken)
+        return taken
+
+    # storage/watch.pyx: nobody else reads the ring meanwhile, whose mask stays clear
+
+    def watcher_receives(self, ring: str, count: int) -> Steps:
+        taken = 0
+        watched = False
+        while taken < count:
+            # vsc_attend
+            if self.bug != "flag cleared after the rings":
+                yield from self.clear(f"{ring} to_guest")
+            taken = yield from self.vsc_drain(ring, taken)
+            if not watched:
+                watched = True
+                if (yield from self.ring_unmask(ring, taken)):
+                    taken = yield from self.vsc_drain(ring, taken)
+            if taken == count:
+                return
+            # watch_sleep
+            word = yield from self.event_guest_sleeps()
+            if self.bug == "no last look" or not (yield from self.vsc_ready(ring, taken)):
+                yield futex_wait("guest_sleep", word)
+
+    # storage/queue.pyx: one thread leads a channel, another waits for that and for others
+
+    def leader_completes(self, count: int) -> Steps:
+        """vsc_wake_others, with a thread that waits for several channels."""
+        for n in range(count):
+            if self.bug == "progress by a plain store":
+                yield store("progress", n + 1)
+            else:
+                yield exchange("progress", n + 1)
+            yield from self.event_wake_guest()
+
+    def spread_receives(self, count: int) -> Steps:
+        while (seen := (yield load("progress"))) != count:
+            word = yield from self.event_guest_sleeps()
+            if self.bug == "no last look" or (yield load("progress")) == seen:
+                yield futex_wait("guest_sleep", word)
+
     def guest_sends(self, count: int, completions: int) -> Steps:
         sent = taken = 0
         while sent < count or taken < completions:
@@ -366,7 +413,7 @@ def words(*rings: str) -> dict[str, int]:
     """Shared memory at first: all masks set."""
     names = (
         "guest_sleep", "host_sleep", "to_host", "doorbell", "gone", "end of file",
-        "worker_sleep", "emulated host_sleep", "posted", "answered", "stop",
+        "worker_sleep", "emulated host_sleep", "posted", "answered", "stop", "progress",
         "pages worker_sleep", "vp posted", "vp answered", "vp sleep",
         *(f"{ring} {word}" for ring in rings for word in ("in", "out", "pending", "to_guest")),
     )  # fmt: skip
@@ -399,6 +446,30 @@ def two_guests_wait(bug: str = "") -> Search:
         "guest 2": partial(w.guest_receives, "down 2", 1),
     }
     return Search(programs, words("down 1", "down 2"))
+
+
+def watcher_waits(bug: str = "") -> Search:
+    """The watcher sleeps on an idle channel; the host publishes what nobody asked for."""
+    w = Waiting(bug)
+    host, watcher = partial(w.host_publishes, ("down",) * 3), partial(w.watcher_receives, "down", 3)
+    return Search({"host": host, "watcher": watcher}, words("down"))
+
+
+def watcher_and_guest_wait(bug: str = "") -> Search:
+    """The watcher sleeps on the word on which a request of another channel sleeps too."""
+    w = Waiting(bug)
+    programs: dict[str, Program] = {
+        "host": partial(w.host_publishes, ("down 1", "down 2")),
+        "watcher": partial(w.watcher_receives, "down 1", 1),
+        "guest": partial(w.guest_receives, "down 2", 1),
+    }
+    return Search(programs, words("down 1", "down 2"))
+
+
+def spread_waits(bug: str = "") -> Search:
+    """A thread that waits for several channels sleeps on the event page; the leader of one of them wakes it."""
+    w = Waiting(bug)
+    return Search({"leader": partial(w.leader_completes, 4), "waiter": partial(w.spread_receives, 4)}, words())
 
 
 def host_dies(bug: str = "") -> Search:

@@ -11,6 +11,8 @@ from tests.reference import waiting
         waiting.guest_waits,
         waiting.host_waits,
         waiting.two_guests_wait,
+        waiting.watcher_waits,
+        waiting.watcher_and_guest_wait,
         waiting.host_dies,
         waiting.worker_waits,
         waiting.all_wait,
@@ -23,6 +25,12 @@ def test_no_wake_up_is_lost(who):
     assert search.stuck() == []
     # Threads that never overlap have as many states as steps.
     assert search.states > 1000
+
+
+def test_no_wake_up_of_a_leader_is_lost():
+    search = waiting.spread_waits()
+    assert search.stuck() == []
+    assert search.states > 100
 
 
 @pytest.mark.parametrize(
@@ -47,6 +55,14 @@ def test_no_wake_up_is_lost(who):
         (waiting.two_guests_wait, "wake without changing the word"),
         (waiting.two_guests_wait, "sleep word back to 0"),
         (waiting.two_guests_wait, "no last look"),
+        (waiting.watcher_waits, "no fence in ring_publish"),
+        (waiting.watcher_and_guest_wait, "no fence in ring_unmask and event_guest_sleeps"),
+        (waiting.watcher_waits, "wake without changing the word"),
+        (waiting.watcher_waits, "no last look"),
+        (waiting.watcher_and_guest_wait, "sleep word back to 0"),
+        (waiting.spread_waits, "progress by a plain store"),
+        (waiting.spread_waits, "wake without changing the word"),
+        (waiting.spread_waits, "no last look"),
         (waiting.host_dies, "no fence in Channel.end"),
         (waiting.host_dies, "no last look"),
         (waiting.host_dies, "the end wakes as a signal does"),
