@@ -16,7 +16,7 @@ from hvcore.linux.atomics cimport cpu_relax
 from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.spin cimport SPIN_MAX_NS, spin_begin, spin_end, spin_yield
 from hvcore.linux.syscalls cimport iovec
-from hvcore.linux.threads cimport monitor_lock, monitor_unlock
+from hvcore.linux.threads cimport monitor_enter, monitor_unlock
 from hvcore.scsi.cdb cimport put_be16, put_be32, put_be64
 from hvcore.scsi.sense cimport (
     ASC_INVALID_OPCODE, ASC_LBA_OUT_OF_RANGE, ASC_SPACE_ALLOCATION_FAILED, ASC_WRITE_FAULT, KEY_DATA_PROTECT,
@@ -154,7 +154,7 @@ cdef bint channel_watch(Vsc *vsc, int64_t deadline_ns) noexcept nogil:
             # Others may want the channel, or this CPU.
             monitor_unlock(&vsc.monitor)
             spin_yield()
-            monitor_lock(&vsc.monitor)
+            monitor_enter(&vsc.monitor, &vsc.wanted)
     spin_end(&vsc.spinner)
     return found
 
@@ -179,7 +179,8 @@ cdef int channel_wait(LoadTarget *target, int64_t deadline_ns) noexcept nogil:
 
 
 cdef void channel_enter(LoadTarget *target) noexcept nogil:
-    monitor_lock(&(<ChannelTarget *> target.state).vsc.monitor)
+    cdef Vsc *vsc = (<ChannelTarget *> target.state).vsc
+    monitor_enter(&vsc.monitor, &vsc.wanted)
 
 
 cdef void channel_leave(LoadTarget *target) noexcept nogil:
@@ -188,7 +189,7 @@ cdef void channel_leave(LoadTarget *target) noexcept nogil:
 
 cdef void channel_abandon(LoadTarget *target) noexcept nogil:
     cdef Vsc *vsc = (<ChannelTarget *> target.state).vsc
-    monitor_lock(&vsc.monitor)
+    monitor_enter(&vsc.monitor, &vsc.wanted)
     vsc_abandon(vsc, target.state)
     monitor_unlock(&vsc.monitor)
 

@@ -11,7 +11,7 @@ from hvcore.errors import Error, GuestGone, RingCorrupt
 from hvcore.dispatch.pattern cimport pattern_holds
 from hvcore.dispatch.random cimport Random, random_below, random_seed
 from hvcore.linux.clock cimport clock_ns
-from hvcore.linux.threads cimport monitor_lock, monitor_unlock
+from hvcore.linux.threads cimport monitor_enter, monitor_unlock
 from hvcore.storage.protocol cimport VstorPacket
 from hvcore.storage.vsc cimport (
     VSC_CORRUPT, VSC_GONE, VSC_OK, Channel, Vsc, VscSlot, vsc_abandon, vsc_publish, vsc_read_srb,
@@ -49,7 +49,7 @@ cdef int traced_run(Vsc *vsc, Traced *traced) noexcept nogil:
     cdef VscSlot *slot
     cdef VstorPacket packet
     cdef int result = VSC_OK
-    monitor_lock(&vsc.monitor)
+    monitor_enter(&vsc.monitor, &vsc.wanted)
     if traced.stamps.transaction_id == 0:
         traced.stamps.asked_ns = clock_ns()
         slot = vsc_slot(vsc)
@@ -133,7 +133,7 @@ cdef int trace_one(Vsc *vsc, Traced *traced) except -1:
     finally:
         if not traced.done:
             with nogil:
-                monitor_lock(&vsc.monitor)
+                monitor_enter(&vsc.monitor, &vsc.wanted)
                 vsc_abandon(vsc, traced)
                 monitor_unlock(&vsc.monitor)
     return 0

@@ -2,6 +2,8 @@
 
 from libc.stdint cimport int64_t, uint32_t
 
+from hvcore.linux.atomics cimport cpu_relax
+
 cdef extern from *:
     """
     #include <errno.h>
@@ -29,6 +31,16 @@ cdef extern from *:
         pthread_mutex_destroy(&monitor->mutex);
     }
     static inline void hv_monitor_lock(hv_monitor *monitor) { pthread_mutex_lock(&monitor->mutex); }
+    /* The same, but `wanted` is not 0 while it waits: a holder that only looks for something lets go at once. Awake at
+       first, because what is done with a monitor held is short, and being woken is not. */
+    static inline void hv_monitor_enter(hv_monitor *monitor, uint32_t *wanted) {
+        if (pthread_mutex_trylock(&monitor->mutex) == 0) return;
+        __atomic_fetch_add(wanted, 1, __ATOMIC_RELAXED);
+        int looks = 128;
+        while (looks && pthread_mutex_trylock(&monitor->mutex)) { hv_cpu_relax(); looks--; }
+        if (looks == 0) pthread_mutex_lock(&monitor->mutex);
+        __atomic_fetch_sub(wanted, 1, __ATOMIC_RELAXED);
+    }
     static inline void hv_monitor_unlock(hv_monitor *monitor) { pthread_mutex_unlock(&monitor->mutex); }
     static inline void hv_monitor_wake(hv_monitor *monitor) { pthread_cond_broadcast(&monitor->changed); }
     static inline void hv_monitor_wake_one(hv_monitor *monitor) { pthread_cond_signal(&monitor->changed); }
@@ -58,6 +70,7 @@ cdef extern from *:
     int monitor_init "hv_monitor_init"(Monitor *monitor) noexcept nogil
     void monitor_destroy "hv_monitor_destroy"(Monitor *monitor) noexcept nogil
     void monitor_lock "hv_monitor_lock"(Monitor *monitor) noexcept nogil
+    void monitor_enter "hv_monitor_enter"(Monitor *monitor, uint32_t *wanted) noexcept nogil
     void monitor_unlock "hv_monitor_unlock"(Monitor *monitor) noexcept nogil
     void monitor_wake "hv_monitor_wake"(Monitor *monitor) noexcept nogil
     void monitor_wake_one "hv_monitor_wake_one"(Monitor *monitor) noexcept nogil

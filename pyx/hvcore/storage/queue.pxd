@@ -87,6 +87,7 @@ ctypedef struct Vsc:
     uint32_t relid
     uint32_t progress            # futex: changes whenever a waiter should look again
     uint32_t waiting             # threads on `progress`
+    uint32_t wanted              # threads that wait for the monitor
     uint32_t gone
     bint leader
     bint corrupt

@@ -6,9 +6,9 @@ from libc.string cimport memcpy, memset
 
 from hvcore.linux.atomics cimport cpu_relax, fetch_add32, load_acquire32, load_relaxed32
 from hvcore.linux.clock cimport clock_ns
-from hvcore.linux.spin cimport spin_begin, spin_end, spin_learn, spin_yield
+from hvcore.linux.spin cimport SpinBudget, spin_begin, spin_end, spin_learn, spin_yield
 from hvcore.linux.syscalls cimport futex_wait, futex_wake
-from hvcore.linux.threads cimport monitor_lock, monitor_unlock
+from hvcore.linux.threads cimport monitor_enter, monitor_unlock
 from hvcore.storage.protocol cimport (
     VSTOR_COMPLETE_IO, VSTOR_ENUMERATE_BUS, VSTOR_EXECUTE_SRB, VSTOR_REMOVE_DEVICE, VSTOR_REQUEST_COMPLETION,
     VstorScsiRequest)
@@ -23,6 +23,7 @@ from hvcore.vmbus.ring cimport (
 
 cdef enum:
     HEADER_BYTES = 12            # of a vstor packet (3.1)
+    LOOKS = 128                  # at the ring before a waiter gives up the monitor: some microseconds
     RETRY_NS = 1000000           # to the next try with a unit that refused everything, doubled each time ...
     RETRY_DOUBLINGS = 7          # ... so often
     ATTENTIONS_IN_ROW = 16       # more than a unit can have waiting
@@ -323,6 +324,21 @@ cdef int vsc_drain(Vsc *vsc) noexcept nogil:
     return taken
 
 
+cdef bint vsc_look(Vsc *vsc) noexcept nogil:
+    """[monitor] Looks for a completion for as long as a quick host needs, and no longer when another thread comes: to
+    give up the monitor and to take it again would cost more than most of these waits."""
+    cdef SpinBudget *budget = vsc.spinner.budget
+    cdef int _i
+    if vsc.spins and vsc.spinner.limit_ns and load_relaxed32(&budget.spinning) < budget.limit:
+        for _i in range(LOOKS):
+            if ring_poll(&vsc.incoming):
+                return True
+            if load_relaxed32(&vsc.wanted) or load_relaxed32(&vsc.gone):
+                break
+            cpu_relax()
+    return ring_poll(&vsc.incoming)
+
+
 cdef bint vsc_spin(Vsc *vsc) noexcept nogil:
     """[leader] Waits awake for a bounded time, without the monitor: others may send meanwhile."""
     cdef uint64_t end
@@ -400,15 +416,15 @@ cdef int vsc_wait(Vsc *vsc, int64_t deadline_ns) noexcept nogil:
         if deadline_ns >= 0:
             left = max(<int64_t> 0, deadline_ns - <int64_t> clock_ns())
         status = futex_wait(&vsc.progress, seen, left)
-        monitor_lock(&vsc.monitor)
+        monitor_enter(&vsc.monitor, &vsc.wanted)
         vsc.waiting -= 1
     else:
         vsc_lead(vsc)
-        if not ring_poll(&vsc.incoming):
+        if not vsc_look(vsc):
             monitor_unlock(&vsc.monitor)
             if not vsc_spin(vsc):
                 status = vsc_block(vsc, deadline_ns)
-            monitor_lock(&vsc.monitor)
+            monitor_enter(&vsc.monitor, &vsc.wanted)
         vsc_drain(vsc)
         vsc.leader = False
         vsc_wake_others(vsc)
@@ -513,7 +529,7 @@ cdef int vsc_wait_any(Vsc **channels, const uint32_t *seen, uint32_t count, int6
     memset(leads, 0, sizeof(leads))
     for i in range(count):
         vsc = channels[i]
-        monitor_lock(&vsc.monitor)
+        monitor_enter(&vsc.monitor, &vsc.wanted)
         leads[i] = not vsc.leader
         if leads[i]:
             vsc_lead(vsc)
@@ -525,7 +541,7 @@ cdef int vsc_wait_any(Vsc **channels, const uint32_t *seen, uint32_t count, int6
         status = any_block(channels, seen, leads, count, deadline_ns)
     for i in range(count):
         vsc = channels[i]
-        monitor_lock(&vsc.monitor)
+        monitor_enter(&vsc.monitor, &vsc.wanted)
         if i == 0:
             vsc.blocking_waits += blocks
         if leads[i]:

@@ -5,7 +5,7 @@ from libc.string cimport memcpy
 
 from hvcore.linux.atomics cimport load_acquire32
 from hvcore.linux.clock cimport clock_ns
-from hvcore.linux.threads cimport monitor_lock, monitor_unlock
+from hvcore.linux.threads cimport monitor_enter, monitor_unlock
 from hvcore.storage.protocol cimport VSTOR_COMPLETE_IO, VstorPacket, VstorScsiRequest
 from hvcore.storage.queue cimport (
     VSC_CHANNELS, VSC_INTERRUPTED, VSC_OK, VSC_TIMEOUT, Vsc, VscSlot, VscUnit, vsc_admits, vsc_again, vsc_copy_in,
@@ -117,7 +117,7 @@ cdef int transfer_run(Transfer *transfer, int64_t deadline_ns) noexcept nogil:
     cdef Vsc *vsc = transfer.vsc
     cdef int result = VSC_OK
     cdef uint32_t waits = 0
-    monitor_lock(&vsc.monitor)
+    monitor_enter(&vsc.monitor, &vsc.wanted)
     while True:
         transfer_send(transfer, <uint32_t> -1)
         if transfer.finished == transfer.blocks * transfer.parts:
@@ -147,7 +147,7 @@ cdef int spread_run(Spread *spread, int64_t deadline_ns) noexcept nogil:
             k = (spread.first + i) % spread.count
             transfer = &spread.transfers[k]
             unit = &transfer.vsc.units[transfer.lun]
-            monitor_lock(&transfer.vsc.monitor)
+            monitor_enter(&transfer.vsc.monitor, &transfer.vsc.wanted)
             transfer_send(transfer, transfer.depth)
             finished += transfer.finished
             seen[k] = load_acquire32(&transfer.vsc.progress)
@@ -171,7 +171,7 @@ cdef int command_run(Vsc *vsc, Command *command, const VstorPacket *packet, uint
     cdef VscUnit *unit = &vsc.units[packet.u.scsi.lun]
     cdef VscSlot *slot
     cdef int result = VSC_OK
-    monitor_lock(&vsc.monitor)
+    monitor_enter(&vsc.monitor, &vsc.wanted)
     while not command.done:
         if command.again:
             command.again = sent[0] = False

@@ -15,7 +15,7 @@ from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.cpu cimport spin_budget
 from hvcore.linux.spin cimport SPIN_MAX_NS
 from hvcore.linux.syscalls cimport futex_wake
-from hvcore.linux.threads cimport monitor_destroy, monitor_init, monitor_lock, monitor_unlock
+from hvcore.linux.threads cimport monitor_destroy, monitor_enter, monitor_init, monitor_unlock
 from hvcore.storage.protocol cimport (
     NT_SUCCESS, VSTOR_BEGIN_INITIALIZATION, VSTOR_COMPLETE_IO, VSTOR_CREATE_SUB_CHANNELS, VSTOR_END_INITIALIZATION,
     VSTOR_MULTI_CHANNEL, VSTOR_QUERY_PROPERTIES, VSTOR_QUERY_PROTOCOL_VERSION, VSTOR_REQUEST_COMPLETION,
@@ -244,7 +244,7 @@ cdef class Channel:
 
     cdef void abandon(self, void *owner) noexcept:
         with nogil:
-            monitor_lock(&self.vsc.monitor)
+            monitor_enter(&self.vsc.monitor, &self.vsc.wanted)
             vsc_abandon(&self.vsc, owner)
             monitor_unlock(&self.vsc.monitor)
 
@@ -265,7 +265,7 @@ cdef class Channel:
             unit.pages = <uint32_t> pages                # those of other units too, as they are free
             return 0
         with nogil:
-            monitor_lock(&vsc.monitor)
+            monitor_enter(&vsc.monitor, &vsc.wanted)
             grown = <uint32_t *> realloc(vsc.free_pages, (vsc.page_count + missing) * sizeof(uint32_t))
             if grown != NULL:
                 vsc.free_pages = grown
@@ -483,7 +483,7 @@ cdef class Channel:
     def notices(self):
         """The VscNotices since the last call, as a number."""
         with nogil:
-            monitor_lock(&self.vsc.monitor)
+            monitor_enter(&self.vsc.monitor, &self.vsc.wanted)
         found = self.vsc.notices
         self.vsc.notices = 0
         with nogil:
@@ -494,7 +494,7 @@ cdef class Channel:
         """How many unit attentions a unit has reported, and (ASC, ASCQ) of the last few, oldest first."""
         cdef VscUnit *unit = &self.vsc.units[lun]
         with nogil:
-            monitor_lock(&self.vsc.monitor)
+            monitor_enter(&self.vsc.monitor, &self.vsc.wanted)
         count = unit.attentions
         first = count - VSC_ATTENTIONS if count > VSC_ATTENTIONS else 0
         codes = [divmod(unit.attention[n % VSC_ATTENTIONS], 256) for n in range(first, count)]
@@ -524,7 +524,7 @@ cdef class Channel:
         cdef int result = VSC_INTERRUPTED
         while result == VSC_INTERRUPTED:
             with nogil:
-                monitor_lock(&self.vsc.monitor)
+                monitor_enter(&self.vsc.monitor, &self.vsc.wanted)
                 result = VSC_OK
                 while self.vsc.in_flight and result == VSC_OK:
                     result = vsc_wait(&self.vsc, deadline)
@@ -536,7 +536,7 @@ cdef class Channel:
         """The host or the channel is gone: every wait ends with GuestGone, now and later."""
         with nogil:
             # Whoever rings does so with the monitor held: nobody does any more when the number is another file's.
-            monitor_lock(&self.vsc.monitor)
+            monitor_enter(&self.vsc.monitor, &self.vsc.wanted)
             if self.vsc.doorbell >= 0:
                 close(self.vsc.doorbell)
                 self.vsc.doorbell = -1

@@ -13,7 +13,8 @@ from libc.stdint cimport uint32_t
 from hvcore.errors import GuestGone
 from hvcore.linux.atomics cimport fetch_add32, load_acquire32, store_release32
 from hvcore.linux.syscalls cimport futex_wait, futex_wake
-from hvcore.linux.threads cimport Monitor, monitor_destroy, monitor_init, monitor_lock, monitor_unlock
+from hvcore.linux.threads cimport (
+    Monitor, monitor_destroy, monitor_enter, monitor_init, monitor_lock, monitor_unlock)
 from hvcore.memory.region cimport Region
 from hvcore.storage.queue cimport VSC_INTERRUPTED, VSC_OK, VSC_GONE, Vsc, vsc_attend
 from hvcore.storage.vsc cimport Channel
@@ -42,7 +43,7 @@ cdef bint watch_look(Watch *watch, bint *in_use) noexcept nogil:
     monitor_lock(&watch.monitor)
     for i in range(watch.count):
         vsc = watch.channels[i]
-        monitor_lock(&vsc.monitor)
+        monitor_enter(&vsc.monitor, &vsc.wanted)
         if vsc_attend(vsc):
             in_use[0] = True
         if vsc.notices:
@@ -61,7 +62,7 @@ cdef int watch_sleep(Watch *watch, uint32_t seen) noexcept nogil:
     monitor_lock(&watch.monitor)
     for i in range(watch.count):
         vsc = watch.channels[i]
-        monitor_lock(&vsc.monitor)
+        monitor_enter(&vsc.monitor, &vsc.wanted)
         if not vsc.corrupt and not load_acquire32(&vsc.gone):
             ready = (ready or not vsc.watched or ring_poll(&vsc.incoming)
                      or event_guest_pending(watch.events, vsc.relid))
@@ -117,7 +118,7 @@ cdef class Watcher:
             if not full:
                 self.watch.channels[self.watch.count] = &channel.vsc
                 self.watch.count += 1
-                monitor_lock(&channel.vsc.monitor)
+                monitor_enter(&channel.vsc.monitor, &channel.vsc.wanted)
                 channel.vsc.watch_word = &self.watch.word
                 monitor_unlock(&channel.vsc.monitor)
             monitor_unlock(&self.watch.monitor)
@@ -137,7 +138,7 @@ cdef class Watcher:
                     self.watch.count -= 1
                     self.watch.channels[i] = self.watch.channels[self.watch.count]
                     break
-            monitor_lock(&channel.vsc.monitor)
+            monitor_enter(&channel.vsc.monitor, &channel.vsc.wanted)
             channel.vsc.watch_word = NULL
             monitor_unlock(&channel.vsc.monitor)
             monitor_unlock(&self.watch.monitor)
