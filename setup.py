@@ -51,7 +51,7 @@ MODULES = {
         "media",
         "target",
     ],
-    "storage": ["gate", "protocol", "queue", "transfer", "vsp", "vsc", "watch"],
+    "storage": ["gate", "protocol", "queue", "transfer", "vsp", "vsc", "unit", "watch"],
     "ide": ["dma", "identify", "command", "controller", "device", "driver", "pci", "requester"],
     "dispatch": [
         "emulated",

@@ -1,13 +1,13 @@
 """A disk of a child partition, as its applications use it."""
 
-import asyncio
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hvcore.errors import DiskError, ProtocolError
 from hvcore.partition.adapter import Adapter, check_policy
+from hvcore.partition.blocks import Blocks
 from hvcore.partition.failure import MISCOMPARE, SRB_INVALID_LUN, Failure, disk_error
+from hvcore.storage.unit import Unit
 from hvcore.storage.vsc import Channel
 
 if TYPE_CHECKING:
@@ -29,15 +29,18 @@ class Extent(NamedTuple):
     status: str
 
 
-class Disk:
+class Disk(Unit, Blocks):
     """Offsets and lengths are bytes, multiples of sector_size and within the disk, else ValueError. A request that the
     device fails raises DiskError; TimeoutError after `timeout` seconds (None: never); GuestGone when the host ended.
+    ready(), read(), readinto() and write() are those of hvcore.storage.unit.
 
     All calls may run at the same time from several threads. A buffer that is not guest memory is written on success
     only. A command that the device did not take, because it had enough to do or a unit attention to report, is sent
     again. `size` follows the device (Guest.wait_for_change); a disk that was removed has `removed` set and fails every
     call with DiskError.
     """
+
+    _adapter: Adapter
 
     def __init__(self, guest: "Guest", adapter: Adapter, lun: int, number: int) -> None:
         self._guest = guest
@@ -155,95 +158,24 @@ class Disk:
         if self.removed:
             self._present()
 
-    # Reading and writing.
-
-    def read(self, offset: int, length: int, timeout: float | None = None) -> bytes:
-        """`length` bytes from `offset`."""
-        self._check(offset, length)
-        if length == 0:
-            return b""
-        data, failure = self._queue().read(offset, length, self.sector_size, lun=self.lun, timeout=timeout)
-        if failure is not None:
-            raise self._error(failure, None)
-        return data
-
-    def readinto(self, offset: int, buffer: Any, timeout: float | None = None) -> None:
-        """Fills a writable buffer; one of guest.alloc() without a copy."""
-        self._run(False, offset, buffer, timeout)
-
-    def write(self, offset: int, data: Any, timeout: float | None = None, *, fua: bool = False) -> None:
-        """Writes a buffer; durable after the next flush(), or with fua when this returns."""
-        self._run(True, offset, data, timeout, fua)
-
-    def _run(self, write: bool, offset: int, buffer: Any, timeout: float | None, fua: bool = False) -> None:
-        length = memoryview(buffer).nbytes
-        self._check(offset, length)
-        if length == 0:
-            return
-        failure = self._queue().transfer(
-            write, None, offset, length, buffer, self.sector_size, lun=self.lun, timeout=timeout, fua=fua
-        )
-        if failure is not None:
-            raise self._error(failure, None)
-
-    def read_batch(self, offsets: Any, out: Any, queue_depth: int = 32, timeout: float | None = None) -> None:
-        """Block n of `out` from offsets[n], with queue_depth requests in flight.
-
-        offsets: (n,) uint64 bytes, or a sequence of integers. out: n equal blocks of bytes, as an (n, block) uint8
-        array. A DiskError names the first block that failed, and the SRB status of each; the other blocks are read.
-        """
-        self._batch(False, offsets, out, queue_depth, timeout)
-
-    def write_batch(self, offsets: Any, data: Any, queue_depth: int = 32, timeout: float | None = None) -> None:
-        """Block n of `data` to offsets[n]; as read_batch."""
-        self._batch(True, offsets, data, queue_depth, timeout)
-
-    def _batch(self, write: bool, offsets: Any, blocks: Any, queue_depth: int, timeout: float | None) -> None:
-        import numpy
-
-        self._present()
-        places = numpy.asarray(offsets)
-        if places.ndim != 1 or (places.size and places.dtype.kind not in "iu"):
-            raise ValueError("offsets are one dimension of integers")
-        if places.size and int(places.min()) < 0:
-            raise ValueError("an offset is negative")
-        places = numpy.ascontiguousarray(places, dtype=numpy.uint64)
-        view = memoryview(blocks)
-        if not view.c_contiguous:
-            raise ValueError("the blocks are not one contiguous buffer")
-        if places.size == 0 or view.nbytes == 0 or view.nbytes % places.size:
-            if places.size == 0 and view.nbytes == 0:
-                return
-            raise ValueError(f"{view.nbytes} bytes are not one equal block for each of {places.size} offsets")
-        if not 1 <= queue_depth <= 256:
-            raise ValueError(f"queue depth {queue_depth} is not between 1 and 256")
-        block = view.nbytes // places.size
-        sector = numpy.uint64(self.sector_size)
-        if block % self.sector_size or bool((places % sector).any()):
-            raise ValueError(f"offsets and blocks of {block} bytes must be multiples of {self.sector_size} bytes")
-        if block > self.size or int(places.max()) > self.size - block:
-            raise ValueError(f"a block is not within the disk of {self.size} bytes")
+    def _many(
+        self, write: bool, places: Any, block: int, view: memoryview, queue_depth: int, timeout: float | None
+    ) -> Failure | None:
         channel, also = self._adapter.choose_all(self._policy)
-        failure = channel.transfer(
+        return channel.transfer(
             write,
             places,
             0,
             block,
-            view.cast("B") if view.ndim else view,
+            view,
             self.sector_size,
             lun=self.lun,
             queue_depth=queue_depth,
             timeout=timeout,
             also=also,
         )
-        if failure is not None:
-            raise self._error(failure, int(places.size))
 
     # What is not reading and writing.
-
-    def ready(self, timeout: float | None = None) -> None:
-        """TEST UNIT READY: returns when the device says that it is, else DiskError. Moves no data."""
-        self._command(bytes(6), timeout=timeout)
 
     def flush(self, timeout: float | None = None) -> None:
         """Every write that was completed before is durable when this returns."""
@@ -329,27 +261,8 @@ class Disk:
 
     # The asyncio twins: the same calls, in a thread of the guest's.
 
-    async def _await(self, call: Callable[[], Any]) -> Any:
-        return await asyncio.wrap_future(self._guest.submit(call))
-
-    async def aread(self, offset: int, length: int, timeout: float | None = None) -> bytes:
-        data: bytes = await self._await(partial(self.read, offset, length, timeout))
-        return data
-
-    async def areadinto(self, offset: int, buffer: Any, timeout: float | None = None) -> None:
-        await self._await(partial(self.readinto, offset, buffer, timeout))
-
-    async def awrite(self, offset: int, data: Any, timeout: float | None = None, *, fua: bool = False) -> None:
-        await self._await(partial(self.write, offset, data, timeout, fua=fua))
-
     async def aready(self, timeout: float | None = None) -> None:
         await self._await(partial(self.ready, timeout))
-
-    async def aflush(self, timeout: float | None = None) -> None:
-        await self._await(partial(self.flush, timeout))
-
-    async def atrim(self, offset: int, length: int, timeout: float | None = None) -> None:
-        await self._await(partial(self.trim, offset, length, timeout))
 
     async def awrite_zeroes(self, offset: int, length: int, timeout: float | None = None) -> None:
         await self._await(partial(self.write_zeroes, offset, length, timeout))
@@ -364,12 +277,6 @@ class Disk:
     async def astatus(self, offset: int = 0, length: int | None = None, timeout: float | None = None) -> list[Extent]:
         extents: list[Extent] = await self._await(partial(self.status, offset, length, timeout))
         return extents
-
-    async def aread_batch(self, offsets: Any, out: Any, queue_depth: int = 32, timeout: float | None = None) -> None:
-        await self._await(partial(self.read_batch, offsets, out, queue_depth, timeout))
-
-    async def awrite_batch(self, offsets: Any, data: Any, queue_depth: int = 32, timeout: float | None = None) -> None:
-        await self._await(partial(self.write_batch, offsets, data, queue_depth, timeout))
 
 
 def _cdb16(operation: int, bits: int, lba: int, blocks: int) -> bytes:

@@ -287,7 +287,7 @@ class Guest:
                         self._rescan(adapter)
 
     def _rescan(self, adapter: Adapter) -> None:
-        known = [disk for disk in self.disks if disk.channel is adapter.primary.channel]
+        known = [disk for disk in self.disks if isinstance(disk, Disk) and disk.channel is adapter.primary.channel]
         if adapter.primary.channel.ended:
             adapter.removed = True
             changes = lost(known)
@@ -297,7 +297,7 @@ class Guest:
             removed = {change.disk for change in changes if change.kind == "removed"}
             changes = [change for change in changes if change.kind != "removed" or change.disk in self.disks]
             added = [change.disk for change in changes if change.kind == "added"]
-            self.disks = [disk for disk in self.disks if disk not in removed] + added
+            self.disks = [*(disk for disk in self.disks if disk not in removed), *added]
             self._numbers = max([self._numbers, *(disk.number + 1 for disk in self.disks)])
         self._changes.put(changes)
 

@@ -7,7 +7,8 @@ from hvcore.errors import DiskError, ProtocolError
 from hvcore.ide.requester import Channel, VirtualProcessor
 from hvcore.linux.quota import usable_cpus
 from hvcore.memory.region import Region
-from hvcore.partition.disk import Disk, Failure
+from hvcore.partition.blocks import Blocks
+from hvcore.partition.failure import Failure, disk_error
 
 if TYPE_CHECKING:
     from hvcore.partition.guest import Guest
@@ -110,7 +111,7 @@ class Drive:
         return processor | mine | {"blocking_waits": mine["blocking_waits"] + processor["blocking_waits"]}
 
 
-class TrappedDisk(Disk):
+class TrappedDisk(Blocks):
     """A disk behind the guest's IDE controller. Calls and errors are a Disk's; a DiskError has ata_status and ata_error
     beside the SRB status and sense that they amount to.
 
@@ -128,7 +129,7 @@ class TrappedDisk(Disk):
         self.read_only = bool(description["read_only"])
         place = description["place"]
         self.drive = Drive(controller.channel(place // 2), place % 2, description["ide_mode"], self.read_only)
-        self.channel = self.drive  # type: ignore[assignment]
+        self.channel = self.drive
         identify = self.drive.channel.identify(place % 2)
         if identify is None:
             raise ProtocolError(f"disk {number} does not answer at drive {place % 2} of IDE channel {place // 2}")
@@ -141,8 +142,51 @@ class TrappedDisk(Disk):
         self.model = swapped[54:94].decode("ascii", "replace").strip()
         self.serial = swapped[20:40].decode("ascii", "replace").strip()
 
+    def _present(self) -> None:
+        """An IDE disk stays for as long as its guest."""
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset % SECTOR or length % SECTOR:
+            raise ValueError(f"offset {offset} and length {length} are not multiples of {SECTOR} bytes")
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise ValueError(f"{length} bytes at {offset} are not within the disk of {self.size} bytes")
+
+    def read(self, offset: int, length: int, timeout: float | None = None) -> bytes:
+        """`length` bytes from `offset`."""
+        self._check(offset, length)
+        if length == 0:
+            return b""
+        data, failure = self.drive.read(offset, length, SECTOR, timeout=timeout)
+        if data is None:
+            assert failure is not None
+            raise self._error(failure, None)
+        return data
+
+    def readinto(self, offset: int, buffer: Any, timeout: float | None = None) -> None:
+        """Fills a writable buffer; one of guest.alloc() without a copy by DMA."""
+        self._move(False, offset, buffer, timeout)
+
+    def write(self, offset: int, data: Any, timeout: float | None = None, *, fua: bool = False) -> None:
+        """Writes a buffer; durable after the next flush(), or with fua when this returns."""
+        self._move(True, offset, data, timeout)
+        if fua:
+            self.flush(timeout)
+
+    def _move(self, write: bool, offset: int, buffer: Any, timeout: float | None) -> None:
+        length = memoryview(buffer).nbytes
+        self._check(offset, length)
+        if length:
+            failure = self.drive.transfer(write, None, offset, length, buffer, SECTOR, timeout=timeout)
+            if failure is not None:
+                raise self._error(failure, None)
+
+    def _many(
+        self, write: bool, places: Any, block: int, view: memoryview, queue_depth: int, timeout: float | None
+    ) -> Failure | None:
+        return self.drive.transfer(write, places, 0, block, view, SECTOR, queue_depth=queue_depth, timeout=timeout)
+
     def _error(self, failure: Failure, blocks: int | None) -> DiskError:
-        error = super()._error(failure, blocks)
+        error = disk_error(self.number, failure, blocks)
         error.ata_status, error.ata_error = failure[3][18], failure[3][19]
         text = "the IDE controller was lost or reset" if failure[1] == SRB_ABORTED else "ATA"
         error.args = (f"{error.args[0]}, {text} status {error.ata_status:#04x} error {error.ata_error:#04x}",)

@@ -17,6 +17,7 @@ from hvcore.partition.client import Host, VirtualMachine
 from hvcore.partition.config import DiskConfig
 from hvcore.partition.disk import Disk
 from hvcore.partition.guest import Guest
+from hvcore.partition.trapped import TrappedDisk
 from hvcore.report import model
 from hvcore.report.hops import Hops
 from hvcore.report.options import OptionError
@@ -78,7 +79,7 @@ class Bench:
 
     vm: VirtualMachine
     guest: Guest
-    disks: dict[str, Disk]
+    disks: dict[str, Disk | TrappedDisk]
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 # The storage VSC: the child's end of a storvsp channel (storvsp.md), as Python sees it. Its data path is queue.pxd, the
 # requests on it transfer.pxd; both are found here too.
 
+from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from hvcore.memory.region cimport Region
@@ -10,6 +11,9 @@ from hvcore.storage.queue cimport (
     vsc_abandon, vsc_admits, vsc_again, vsc_pages, vsc_publish, vsc_read_srb, vsc_send, vsc_slot, vsc_slot_return,
     vsc_srb, vsc_wait, vsc_wait_for)
 from hvcore.storage.transfer cimport Transfer
+
+# CLOCK_MONOTONIC ns of a timeout in seconds, -1 for None.
+cdef int64_t deadline_of(timeout) except? -2
 
 cdef class Channel:
     cdef Vsc vsc
@@ -29,6 +33,8 @@ cdef class Channel:
                           bint patient, int64_t deadline) except -1
     cdef object run(self, Transfer *transfer, uint64_t offset, uint64_t block, uint8_t *data, uint64_t length,
                     uint32_t sector_size, uint8_t lun, uint32_t queue_depth, int64_t deadline)
+    cdef object run_on(self, Transfer *transfer, uint64_t offset, uint64_t block, data, Py_buffer *view,
+                       uint32_t sector_size, uint8_t lun, uint32_t queue_depth, int64_t deadline)
     cdef object run_spread(self, Transfer *model, tuple also, uint64_t offset, uint64_t block, uint8_t *data,
                            uint64_t length, uint32_t sector_size, uint8_t lun, uint32_t queue_depth, int64_t deadline)
     cdef int prepare(self, Transfer *transfer, uint64_t offset, uint64_t block, uint8_t *data, uint64_t length,

@@ -347,6 +347,7 @@ cdef class Channel:
                      uint32_t sector_size, uint8_t lun, uint32_t queue_depth) except -1:
         """Everything of a transfer on this channel but what its caller set, and pages for it."""
         cdef Vsc *vsc = &self.vsc
+        cdef uint64_t least, pages
         transfer.vsc = vsc
         transfer.cursor = &transfer.next
         transfer.offset = offset
@@ -425,6 +426,19 @@ cdef class Channel:
             for i in range(spread.count):
                 free(spread.transfers[i].again)
             free(spread.transfers)
+
+    cdef object run_on(self, Transfer *transfer, uint64_t offset, uint64_t block, data, Py_buffer *view,
+                       uint32_t sector_size, uint8_t lun, uint32_t queue_depth, int64_t deadline):
+        """run() on the buffer that `view` is of `data`, which outlives what the host still has of it."""
+        if self.held and self.vsc.orphans == 0:
+            self.held = []
+        try:
+            return self.run(transfer, offset, block, <uint8_t *> view.buf, view.len, sector_size, lun, queue_depth,
+                            deadline)
+        except BaseException:
+            if transfer.direct and transfer.in_flight:
+                self.held.append(data)       # the host still has its pages: nobody else may get them yet
+            raise
 
     def transfer(self, bint write, offsets, uint64_t offset, uint64_t block, data, uint32_t sector_size, *,
                  uint8_t lun=0, uint32_t queue_depth=0, timeout=None, bint fua=False, tuple also=()):
