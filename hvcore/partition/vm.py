@@ -312,7 +312,11 @@ class Vm:
             self._server = None
         for controller in self.controllers:
             self._close(controller, 0)
+        for disk in self.storage:  # at the guest's ports too
+            disk.delays(False)
         self.dispatch.detach()
+        for disk in self.storage:
+            disk.delays(True)
         if self._emulator is not None and self._partition is not None:
             with contextlib.suppress(HostError):
                 self._emulator.memory(None)
