@@ -2,6 +2,7 @@ from typing import final
 
 from hvcore.disk.ops import Backend
 from hvcore.dispatch.load import Requester
+from hvcore.ide.requester import Channel as IdeChannel
 from hvcore.storage.vsc import Channel
 
 @final
@@ -11,3 +12,7 @@ class ChannelRequester(Requester):
 @final
 class DiskRequester(Requester):
     def __init__(self, disk: Backend) -> None: ...
+
+@final
+class DriveRequester(Requester):
+    def __init__(self, channel: IdeChannel, drive: int, mode: int, size: int, *, read_only: bool = False) -> None: ...

@@ -11,6 +11,7 @@ from hvcore.partition.blocks import Blocks
 from hvcore.partition.failure import Failure, disk_error
 
 if TYPE_CHECKING:
+    from hvcore.dispatch.requesters import DriveRequester
     from hvcore.partition.guest import Guest
 
 IDE_MODES = ("dma", "pio", "pio-string", "pio-multiple")
@@ -191,6 +192,18 @@ class TrappedDisk(Blocks):
         text = "the IDE controller was lost or reset" if failure[1] == SRB_ABORTED else "ATA"
         error.args = (f"{error.args[0]}, {text} status {error.ata_status:#04x} error {error.ata_error:#04x}",)
         return error
+
+    def requester(self) -> "DriveRequester":
+        """What takes the load generator's requests."""
+        from hvcore.dispatch.requesters import DriveRequester
+
+        drive = self.drive
+        return DriveRequester(drive.channel, drive.number, drive.mode, self.size, read_only=self.read_only)
+
+    def counters(self) -> dict[str, int]:
+        """What the guest's end of its channel cost beyond the port accesses, which the host counts by the drive."""
+        found = self.drive.counters()
+        return {name: found[name] for name in ("bytes_copied", "doorbells", "blocking_waits")}
 
     def _done(self, failure: tuple[int, str, int, int, int, bytes] | None) -> None:
         if failure is not None:

@@ -31,7 +31,7 @@ from hvcore.vmbus.transport import Attachment, HostEndpoint
 
 TRACE_BYTES = 1 << 20
 LOG_BYTES = 1 << 16
-WORKER_TRACE = slice(4096, 65536)  # of the memory shared with a worker (pyx/hvcore/dispatch/handover.pxd)
+WORKER_TRACE = slice(4096, 4096 + 65 * 4096)  # of the memory shared with a worker (pyx/hvcore/dispatch/handover.pxd)
 RESTARTS = 5  # of a worker within RESTART_SECONDS; then its disks fail until the next guest
 RESTART_SECONDS = 30.0
 CLOSE_PATIENCE = 5.0  # for a worker that holds a request of a closing channel

@@ -12,14 +12,14 @@ from hvcore.disk.ops import Backend
 from hvcore.dispatch.load import LoadRun, Requester
 from hvcore.dispatch.pattern import KnownContent, fill_pattern
 from hvcore.dispatch.requesters import ChannelRequester, DiskRequester
-from hvcore.dispatch.traced import run_traced
+from hvcore.dispatch.traced import run_traced, run_traced_drive
 from hvcore.partition.client import Host, VirtualMachine
 from hvcore.partition.config import DiskConfig
 from hvcore.partition.disk import Disk
 from hvcore.partition.guest import Guest
 from hvcore.partition.trapped import TrappedDisk
 from hvcore.report import model
-from hvcore.report.hops import Hops
+from hvcore.report.hops import DRIVE_GUEST, ChannelHops, DriveHops, Hops
 from hvcore.report.options import OptionError
 from hvcore.report.workload import Workload
 from hvcore.sizes import format_size
@@ -27,7 +27,9 @@ from hvcore.sizes import format_size
 TEMPORARY_BYTES = 64 << 20
 PATTERN_SEED = 0x6876636F7265
 MAX_REQUEST = 256 << 10  # what one SRB moves (storvsp.md 3.4)
-TRACE_BATCH = 500  # requests between two looks at the trace ring, which holds ten times as many
+TRACE_BATCH = 500  # requests between two looks at the host's trace ring, which holds ten times as many
+WORKER_STAMPS = 8192  # that the worker's trace ring holds: two for each port access
+LOOKS = 50  # at a trace ring that does not hold all requests, and then shows the last ones only
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def requester(disk: Any) -> Requester:
 
 def guest_counters(disk: Any) -> dict[str, int]:
     """What the guest's end of a disk cost so far."""
-    found: dict[str, int] = (disk.channel if hasattr(disk, "channel") else disk).counters()
+    found: dict[str, int] = (disk if hasattr(disk, "counters") else disk.channel).counters()
     return found
 
 
@@ -141,11 +143,14 @@ class Content:
         if workload.writes and verify:
             self._known = KnownContent(workload.first, length, workload.smallest, pattern_seed)
 
+    def depth(self, target: Requester) -> int:
+        """Requests in flight: what the workload wants, as far as the path goes."""
+        return min(self.workload.queue_depth, target.depth)
+
     def run(self, target: Requester, buffer: Any, seed: int, series: bool = False) -> LoadRun:
-        depth = min(self.workload.queue_depth, target.depth)
         return LoadRun(
             target,
-            depth=depth,
+            depth=self.depth(target),
             buffer=buffer,
             pattern_seed=self._pattern_seed,
             content=self._known,
@@ -160,8 +165,10 @@ def traced(
 ) -> Hops:
     """A pass of single reads with tracing on. verify: the image still has its known content."""
     disk = running.disks[path]
+    if isinstance(disk, TrappedDisk):
+        return _traced_drive(made, running, disk, block_size, requests, seed, verify)
     buffer = running.guest.alloc(block_size)
-    hops = Hops(path)
+    hops = ChannelHops(path)
     running.vm.trace(True)
     try:
         for done in range(0, requests, TRACE_BATCH):
@@ -176,6 +183,36 @@ def traced(
                 pattern_seed=made.pattern_seed if verify else None,
             )
             hops.add(stamps, running.vm.trace()["stamps"], disk.channel.relid)
+    finally:
+        running.vm.trace(False)
+    return hops
+
+
+def _traced_drive(
+    made: Subject, running: Bench, disk: TrappedDisk, block_size: int, requests: int, seed: int, verify: bool
+) -> Hops:
+    buffer = running.guest.alloc(block_size)
+    hops = DriveHops()
+    done, batch = 0, 1  # the first tells how many stamps one makes
+    running.vm.trace(True)
+    try:
+        while done < requests:
+            stamps = run_traced_drive(
+                disk.drive.channel,
+                disk.drive.number,
+                disk.drive.mode,
+                buffer,
+                disk.size,
+                block=block_size,
+                requests=batch,
+                seed=seed + done,
+                pattern_seed=made.pattern_seed if verify else None,
+            )
+            hops.add(stamps, running.vm.trace()["stamps"])
+            done += batch
+            accesses = DRIVE_GUEST.unpack_from(stamps)[3]
+            batch = max(WORKER_STAMPS // (2 * accesses + 8), requests // LOOKS, 1)
+            batch = max(1, min(batch, TRACE_BATCH, requests - done))
     finally:
         running.vm.trace(False)
     return hops

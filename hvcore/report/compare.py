@@ -25,11 +25,11 @@ from hvcore.report.bench import (
     subject,
     traced,
 )
-from hvcore.report.hops import followed
 from hvcore.report.options import IDE_MODE_PATHS, CompareOptions
 
 ROUNDS = 4  # of each path, in turns: what disturbs the machine disturbs them alike
 TRACED_REQUESTS = 2000
+TRAPPED_REQUESTS = 500  # which make many more stamps
 HOST_COUNTS = (
     "hand_overs",
     "ring_packets",
@@ -48,6 +48,7 @@ class _Total:
 
     requests: int = 0
     seconds: float = 0.0
+    queue_depth: int = 1
     bytes: int = 0
     errors: int = 0
     verified: int = 0
@@ -113,7 +114,9 @@ class _Measurement:
         total = self.totals[path]
         warm_up = 0.0 if total.requests else min(self._options.warm_up, seconds)
         self._round += 1
-        run = self._content.run(requester(disk), buffer, self._round)
+        target = requester(disk)
+        total.queue_depth = self._content.depth(target)
+        run = self._content.run(target, buffer, self._round)
         before = counts()
         result = run_loads([run], seconds=seconds, warm_up=warm_up)[0]
         after = counts()
@@ -130,7 +133,7 @@ class _Measurement:
             partition="none" if path == "local" else "process",
             rw=workload.rw,
             block_size=workload.smallest,
-            queue_depth=1 if path == "local" else workload.queue_depth,
+            queue_depth=total.queue_depth,
             requests=total.requests,
             seconds=total.seconds,
             errors=total.errors,
@@ -154,9 +157,10 @@ def described(options: CompareOptions) -> dict[str, Any]:
 
 def _hops(made: Subject, running: Bench | None, path: str, options: CompareOptions) -> list[model.Hop]:
     """From a traced pass of its own, so that tracing costs the figures nothing."""
-    if running is None or path not in running.disks or not followed(path):
+    if running is None or path not in running.disks:
         return []
-    found = traced(made, running, path, options.block_size, TRACED_REQUESTS, seed=1, verify=not options.writes)
+    requests = TRAPPED_REQUESTS if path == "trapped" else TRACED_REQUESTS
+    found = traced(made, running, path, options.block_size, requests, seed=1, verify=not options.writes)
     return [model.Hop(name, p50, p99) for name, (p50, p99) in found.percentiles().items()]
 
 

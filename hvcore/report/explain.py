@@ -2,8 +2,7 @@
 
 import time
 
-from hvcore.dispatch.load import LoadRun, run_disk, run_loads
-from hvcore.metrics.histogram import LatencyHistogram
+from hvcore.dispatch.load import run_disk
 from hvcore.progress import Progress
 from hvcore.report import machine, model
 from hvcore.report.bench import (
@@ -14,11 +13,9 @@ from hvcore.report.bench import (
     guest_counters,
     latency,
     open_local,
-    requester,
     subject,
     traced,
 )
-from hvcore.report.hops import followed
 from hvcore.report.options import IDE_MODE_PATHS, ExplainOptions
 from hvcore.report.steps import timed_steps
 
@@ -37,40 +34,22 @@ def _local(options: ExplainOptions, made: Subject) -> model.PathExplanation:
     return model.PathExplanation("local", None, steps, way_back, counts, latency(total.summary()))
 
 
-def _passed(
-    options: ExplainOptions, made: Subject, running: Bench, path: str, count: int, seed: int
-) -> tuple[dict[str, tuple[int, int]], LatencyHistogram]:
-    """`count` single reads: (p50, p99) ns of each hop that can be followed, and the whole requests."""
-    if followed(path):
-        hops = traced(made, running, path, options.block_size, count, seed=seed)
-        return hops.percentiles(), hops.total
-    run = LoadRun(
-        requester(running.disks[path]),
-        buffer=running.guest.alloc(options.block_size),
-        pattern_seed=made.pattern_seed,
-        block_sizes={options.block_size: 1},
-        seed=seed,
-    )
-    total: LatencyHistogram = run_loads([run], requests=count)[0]["latency"]
-    return {}, total
-
-
 def _channel(options: ExplainOptions, made: Subject, running: Bench, path: str) -> model.PathExplanation:
     disk = running.disks[path]
-    _passed(options, made, running, path, min(options.count, 200), seed=1)  # warm: caches, spinning
+    traced(made, running, path, options.block_size, min(options.count, 200), seed=1)  # warm: caches, spinning
 
     def counts() -> dict[str, int]:
         host, guest = running.vm.counters()["disks"][disk.number], guest_counters(disk)
         return {name: host[name] + guest.get(name, 0) for name in EXACT} | {"requests": host["requests"]}
 
     before = counts()
-    hops, total = _passed(options, made, running, path, options.count, seed=2)
+    hops = traced(made, running, path, options.block_size, options.count, seed=2)
     after = counts()
     requests = after["requests"] - before["requests"]
     per_request = model.ExactCounts(**{name: (after[name] - before[name]) / requests for name in EXACT})
-    steps, way_back = timed_steps(path, hops)
+    steps, way_back = timed_steps(path, hops.percentiles(), hops.accesses())
     ide_mode = options.ide_mode if path in IDE_MODE_PATHS else None
-    return model.PathExplanation(path, ide_mode, steps, way_back, per_request, latency(total.summary()))
+    return model.PathExplanation(path, ide_mode, steps, way_back, per_request, latency(hops.total.summary()))
 
 
 def explain(options: ExplainOptions, progress: Progress) -> model.Explanation:

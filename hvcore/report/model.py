@@ -214,13 +214,15 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One numbered step of a request's path. hop names the trace hop whose time it is; no time where it has none."""
+    """One numbered step of a request's path. hop names the trace hop whose time it is; no time where it has none.
+    accesses: how many port accesses of a request that time is the sum of, None where it is no sum."""
 
     number: int
     text: str
     hop: str
     p50_ns: int | None
     p99_ns: int | None
+    accesses: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

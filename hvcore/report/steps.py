@@ -50,7 +50,7 @@ STEPS = {
         ),
         (
             StepText("the emulator takes the data and raises its interrupt", "emulate_answer"),
-            StepText("the driver reads the status, port by port; the application has its answer", "answer"),
+            StepText("the driver is interrupted and goes on port by port; the application has its answer", "answer"),
         ),
     ),
     "emulated": PathSteps(
@@ -67,12 +67,14 @@ STEPS = {
 }
 
 
-def timed_steps(path: str, hops: Mapping[str, tuple[int, int]]) -> tuple[list[Step], list[Step]]:
+def timed_steps(
+    path: str, hops: Mapping[str, tuple[int, int]], accesses: Mapping[str, float] | None = None
+) -> tuple[list[Step], list[Step]]:
     """The steps and the way back of `path` with the (p50, p99) nanoseconds of each hop; a hop that is not in `hops` has
-    none."""
+    none. accesses: of the hops that are sums."""
     forward, back = STEPS[path]
     numbered = []
     for number, (text, hop) in enumerate((*forward, *back), start=1):
         p50, p99 = hops.get(hop, (None, None))
-        numbered.append(Step(number, text, hop, p50, p99))
+        numbered.append(Step(number, text, hop, p50, p99, (accesses or {}).get(hop)))
     return numbered[: len(forward)], numbered[len(forward) :]

@@ -22,6 +22,7 @@ from hvcore.report.model import (
     Image,
     Machine,
     PathExplanation,
+    Run,
     Step,
     Sweep,
     ratios,
@@ -129,7 +130,7 @@ def _section(table: Table, name: str) -> None:
 def _figures(comparison: Comparison) -> Table:
     runs = comparison.runs
     table = _columns([title(run.path, run.ide_mode) for run in runs])
-    if len({run.queue_depth for run in runs}) > 1:  # the local path has one request at a time
+    if len({run.queue_depth for run in runs}) > 1:
         table.add_row("queue depth", *[str(run.queue_depth) for run in runs])
     table.add_row("IOPS", *[f"{run.iops:,.0f}" for run in runs])
     table.add_row("throughput", *[rate(run.bytes_per_second) for run in runs])
@@ -156,12 +157,24 @@ def _figures(comparison: Comparison) -> Table:
     return table
 
 
+def _depth_facts(runs: Iterable[Run], depth: int) -> list[tuple[str, str]]:
+    """Which paths do not have as many requests in flight as were asked for."""
+    single = [run.path for run in runs if run.queue_depth == 1 < depth]
+    takes = "takes" if len(single) == 1 else "take"
+    return [("queue depth", f"{' and '.join(single)} {takes} one request at a time")] if single else []
+
+
 def comparison_table(comparison: Comparison) -> RenderableType:
     """Rates, latencies, counted costs and ratios, one column per path, and what they were measured on."""
     run = comparison.runs[0]
     depth = max(run.queue_depth for run in comparison.runs)
     workload = f"{run.rw}, {format_size(run.block_size)}, queue depth {depth}, {run.seconds:.1f} s per path"
-    facts = [("workload", workload), _image_fact(comparison.image), *_machine_facts(comparison.machine)]
+    facts = [
+        ("workload", workload),
+        *_depth_facts(comparison.runs, depth),
+        _image_fact(comparison.image),
+        *_machine_facts(comparison.machine),
+    ]
     return Group(_figures(comparison), fact_grid(facts))
 
 
@@ -206,7 +219,12 @@ def sweep_table(sweep: Sweep) -> RenderableType:
     fixed = {name: value for name, value in points[0].parameters.items() if name not in varying}
     said = _point(fixed, [name for name in fixed if name != "ide_mode" or any(run.ide_mode for run in points[0].runs)])
     seconds = points[0].runs[0].seconds
-    facts = [("workload", f"{said or 'as listed'}, {seconds:.1f} s per path"), _image_fact(sweep.image)]
+    deepest = max(points, key=lambda point: int(point.parameters["queue_depth"]))
+    facts = [
+        ("workload", f"{said or 'as listed'}, {seconds:.1f} s per path"),
+        *_depth_facts(deepest.runs, deepest.parameters["queue_depth"]),
+        _image_fact(sweep.image),
+    ]
     if BASE_PATH in paths:
         facts.insert(1, ("ratios", f"over {BASE_PATH} of the same row: above 1 is more IOPS, or slower"))
     return Group(table, fact_grid([*facts, *_machine_facts(sweep.machine)]))
@@ -265,11 +283,17 @@ def _steps(path: PathExplanation) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_footer=True, width=WIDTH - 2)
     table.add_column("", justify="right", footer="", min_width=2)
     table.add_column(f"{title(path.path, path.ide_mode)} path", footer="whole request", ratio=1)
+    sums = any(step.accesses for step in (*path.steps, *path.way_back))
+    if sums:
+        table.add_column("sum of", justify="right", min_width=11)
     table.add_column("p50", justify="right", footer=duration(path.total_ns.p50), min_width=8)
     table.add_column("p99", justify="right", footer=duration(path.total_ns.p99), min_width=8)
 
     def row(step: Step) -> None:
-        table.add_row(str(step.number), Text(step.text), duration(step.p50_ns), duration(step.p99_ns))
+        times = [duration(step.p50_ns), duration(step.p99_ns)]
+        if sums:
+            times.insert(0, f"{count(step.accesses)} accesses" if step.accesses else "")
+        table.add_row(str(step.number), Text(step.text), *times)
 
     for step in path.steps:
         row(step)

@@ -19,7 +19,7 @@ from hvcore.scsi.target import Target
 
 MEMORY = 0x80000
 SCRATCH = 0x40000  # of guest memory, for string transfers of the tests
-GUEST_MEDIA = 65536 + 2 * (4096 + 131072)  # handover.pxd
+GUEST_MEDIA = 66 * 4096 + 2 * (4096 + 131072)  # handover.pxd
 GUEST_MEDIA_BYTES = 4096 + 8192 + 131072
 ANSWERED = 64
 PATIENCE = 30.0

@@ -23,6 +23,7 @@ cdef extern from *:
     #define HV_HANDOVER
     #define HV_HANDOVER_SEGMENTS 72            /* 256 KiB that starts anywhere in a page, and some */
     #define HV_HANDOVER_PIO 65536
+    #define HV_HANDOVER_TRACE (65 * 4096)               /* 8192 events: a 4 KiB read word by word makes 4128 */
     #define HV_GUEST_MEDIA_SEGMENTS 1024       /* IDE_SEGMENTS */
     typedef struct { uint32_t address, bytes; } hv_segment;
     typedef struct {                            /* written by the host */
@@ -68,12 +69,12 @@ cdef extern from *:
         uint32_t stop;                          /* the host ends the worker's loop */
         uint32_t pad3[15];
         uint8_t pad4[4096 - 192];
-        uint8_t trace[65536 - 4096];           /* the worker's trace ring */
+        uint8_t trace[HV_HANDOVER_TRACE];      /* the worker's trace ring */
         hv_handover_channel channels[2];
         hv_guest_media guest_media[2];
         uint8_t guest_counters[4 * 256];       /* hv_counters of each drive that the guest drives, by the worker */
     } hv_handover;
-    _Static_assert(offsetof(hv_handover, channels) == 65536, "hand-over memory");
+    _Static_assert(offsetof(hv_handover, channels) == 4096 + HV_HANDOVER_TRACE, "hand-over memory");
     _Static_assert(sizeof(hv_handover_channel) == 4096 + 2 * HV_HANDOVER_PIO, "hand-over memory");
     _Static_assert(offsetof(hv_guest_media, answered) == 64, "hand-over memory");
     _Static_assert(offsetof(hv_guest_media, segments) == 4096, "hand-over memory");
@@ -135,14 +136,14 @@ cdef extern from *:
         uint32_t worker_sleep
         uint32_t host_sleep
         uint32_t stop
-        uint8_t[61440] trace
+        uint8_t[266240] trace
         HandOverChannel[2] channels
         GuestMedia[2] guest_media
         uint8_t[1024] guest_counters
     enum:
         HANDOVER_ANSWER_HEADER "offsetof(hv_handover_answer, segments)"
         HANDOVER_BYTES "sizeof(hv_handover)"
-        HANDOVER_TRACE_BYTES "(65536 - 4096)"
+        HANDOVER_TRACE_BYTES "HV_HANDOVER_TRACE"
         GUEST_MEDIA_SEGMENTS "HV_GUEST_MEDIA_SEGMENTS"
         GUEST_MEDIA_HEADER "offsetof(hv_guest_media, answered)"
 

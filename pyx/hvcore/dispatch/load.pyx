@@ -209,7 +209,7 @@ cdef int load_pump(Load *load, int64_t *until) noexcept nogil:
     cdef LoadRequest *request
     cdef LoadTarget *target = load.target
     cdef bint open = load.schedule.kind != SCHEDULE_CLOSED
-    cdef uint64_t intended
+    cdef uint64_t intended, begun = load.now_ns
     cdef int status
     cdef int budget = PUMP_MAX
     until[0] = -1
@@ -226,7 +226,7 @@ cdef int load_pump(Load *load, int64_t *until) noexcept nogil:
             if load.requests_left == 0 or (open and load.schedule.due_ns >= load.end_ns):
                 load.over = True
                 return LOAD_OK
-            if budget == 0:
+            if budget == 0 or load.now_ns - begun > SLICE_NS:
                 load.spent = True
                 return LOAD_OK
             if open and load.schedule.due_ns > load.now_ns:

@@ -1,9 +1,11 @@
-"""What takes a load's requests: a storvsp channel, and the storage stack in this process (request.pxd)."""
+"""What takes a load's requests (request.pxd): a storvsp channel, an IDE drive, and the storage stack in this process."""
 
 cimport cython
 from libc.errno cimport EINTR
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
+
+from hvcore.ide.requester import OUTCOMES
 
 from hvcore.disk.ops cimport (
     DISK_NO_SPACE, DISK_OK, DISK_RANGE, DISK_READ_ERROR, DISK_READ_ONLY, DISK_UNSUPPORTED, DISK_WRITE_ERROR, Backend,
@@ -11,7 +13,15 @@ from hvcore.disk.ops cimport (
 from hvcore.dispatch.load cimport (
     LOAD_ABORTED, LOAD_CORRUPT, LOAD_DEPTH_MAX, LOAD_DONE, LOAD_FAILED, LOAD_FLUSH, LOAD_FULL, LOAD_GONE,
     LOAD_INTERRUPTED, LOAD_NO_SPACE, LOAD_OK, LOAD_PROTECTED, LOAD_RANGE, LOAD_READ, LOAD_READ_ERROR, LOAD_SHORT,
-    LOAD_UNSUPPORTED, LOAD_WRITE, LOAD_WRITE_ERROR, LoadRequest, LoadTarget, Requester, load_finished)
+    LOAD_TRIM, LOAD_UNSUPPORTED, LOAD_WRITE, LOAD_WRITE_ERROR, LoadRequest, LoadTarget, Requester, load_finished)
+from hvcore.hypervisor.intercept cimport VP_GONE, VP_INTERRUPTED, VP_OK, VP_TIMEOUT
+from hvcore.ide.abi cimport ERROR_ABRT, ERROR_IDNF, IDE_SECTOR
+from hvcore.ide.driver cimport (
+    IDE_MODE_PIO_MULTIPLE, IDE_OUTCOME_ERROR, IDE_OUTCOME_OK, IDE_OUTCOME_REFUSED, IDE_REQUEST_FLUSH,
+    IDE_REQUEST_READ, IDE_REQUEST_TRIM, IDE_REQUEST_WRITE)
+from hvcore.ide.requester cimport IDE_COMMAND_BYTES, IdeJob, job_abandon, job_prepare, job_run
+from hvcore.ide.requester cimport Channel as IdeChannel
+from hvcore.ide.requester cimport Requester as IdeRequester
 from hvcore.linux.atomics cimport cpu_relax
 from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.spin cimport SPIN_MAX_NS, spin_begin, spin_end, spin_yield
@@ -290,3 +300,156 @@ cdef class DiskRequester(Requester):
 
     cpdef str describe(self, uint32_t detail):
         return str(disk_error(-<int> detail))
+
+
+# A drive behind the guest's IDE controller. Its programme runs in the thread that starts the request, to the end.
+
+cdef enum:
+    PATIENCE_NS = 100_000_000    # of a wait for the drive: then the load looks for signals, and for its own end
+    RANGE_SECTORS = 65535        # of DATA SET MANAGEMENT (ide.md 3.3)
+
+ctypedef struct DriveTarget:
+    IdeRequester *channel
+    uint32_t drive
+    int mode                     # IdeMode
+    bint read_only
+    LoadRequest *request         # in flight, NULL: none
+    bint interrupted             # a signal came, and nobody was told yet
+    IdeJob job
+
+
+cdef int drive_outcome(const DriveTarget *state, int status) noexcept nogil:
+    """What the drive answered in the load's words, as the host's storage stack reports it on the other paths."""
+    cdef const IdeJob *job = &state.job
+    cdef bint reads = state.request.operation == LOAD_READ
+    if status != VP_OK:
+        return LOAD_ABORTED                  # no controller
+    if job.result.outcome == IDE_OUTCOME_OK:
+        return LOAD_DONE
+    if job.result.outcome != IDE_OUTCOME_ERROR:
+        # Malformed, or the bus master or the protocol failed.
+        return LOAD_FAILED if job.result.outcome == IDE_OUTCOME_REFUSED else LOAD_ABORTED
+    if job.result.error & ERROR_IDNF:
+        return LOAD_RANGE
+    if not reads and job.result.error & ERROR_ABRT:
+        if state.read_only:
+            return LOAD_PROTECTED
+        if state.request.operation > LOAD_FLUSH:
+            return LOAD_UNSUPPORTED
+    return LOAD_READ_ERROR if reads else LOAD_WRITE_ERROR
+
+
+cdef int drive_run(DriveTarget *state) noexcept nogil:
+    """Goes on with the request in flight: LOAD_OK, also when it is not done yet, or LOAD_GONE."""
+    cdef LoadRequest *request = state.request
+    cdef int status = job_run(state.channel, &state.job, -1)
+    if status == VP_INTERRUPTED or status == VP_TIMEOUT:
+        state.interrupted = status == VP_INTERRUPTED
+        return LOAD_OK
+    if status == VP_GONE:
+        state.request = NULL
+        return LOAD_GONE
+    status = drive_outcome(state, status)
+    state.request = NULL
+    load_finished(request, status, <uint32_t> state.job.result.outcome << 16
+                  | <uint32_t> state.job.result.error << 8 | state.job.result.status)
+    return LOAD_OK
+
+
+cdef void drive_ranges(LoadRequest *request) noexcept nogil:
+    """The block of ranges of a trim, into the request's room (3.3)."""
+    cdef uint64_t lba = request.offset // IDE_SECTOR, entry
+    cdef uint32_t left = request.length // IDE_SECTOR
+    cdef uint32_t sectors, at = 0
+    memset(request.data, 0, IDE_SECTOR)
+    while left:
+        sectors = left if left < RANGE_SECTORS else RANGE_SECTORS
+        entry = lba | <uint64_t> sectors << 48
+        memcpy(request.data + at, &entry, 8)
+        at += 8
+        lba += sectors
+        left -= sectors
+
+
+cdef int drive_start(LoadTarget *target, LoadRequest *request) noexcept nogil:
+    cdef DriveTarget *state = <DriveTarget *> target.state
+    cdef IdeJob *job = &state.job
+    if state.request != NULL:
+        return LOAD_FULL
+    memset(job, 0, sizeof(IdeJob))
+    job.patience_ns = PATIENCE_NS
+    job.bytes = request.length
+    job.request.drive = state.drive
+    job.request.mode = state.mode
+    if request.operation == LOAD_FLUSH:
+        job.request.kind = IDE_REQUEST_FLUSH
+    elif request.operation == LOAD_TRIM:
+        job.request.kind = IDE_REQUEST_TRIM
+        job.bytes = IDE_SECTOR
+        drive_ranges(request)
+    else:
+        job.request.kind = IDE_REQUEST_WRITE if request.operation == LOAD_WRITE else IDE_REQUEST_READ
+        job.request.lba = request.offset // IDE_SECTOR
+        job.request.sectors = request.length // IDE_SECTOR
+    # In guest memory, where the bus master finds it: nothing is copied.
+    job_prepare(state.channel, job, request.data)
+    state.request = request
+    return drive_run(state)
+
+
+cdef int drive_wait(LoadTarget *target, int64_t deadline_ns) noexcept nogil:
+    cdef DriveTarget *state = <DriveTarget *> target.state
+    if state.interrupted:
+        state.interrupted = False
+        return LOAD_INTERRUPTED
+    if state.request == NULL:
+        return disk_wait(target, deadline_ns)
+    return drive_run(state)
+
+
+cdef void drive_abandon(LoadTarget *target) noexcept nogil:
+    cdef DriveTarget *state = <DriveTarget *> target.state
+    if state.request != NULL:
+        job_abandon(state.channel, &state.job)
+        state.request = NULL
+
+
+@cython.final
+cdef class DriveRequester(Requester):
+    """Requests to one drive of an IDE channel through the guest's own ports, one at a time; buffers are guest memory.
+
+    size: bytes of the disk. mode: an IdeMode. read_only: what a refused write means.
+    """
+    cdef DriveTarget state
+    cdef IdeChannel channel
+
+    def __init__(self, IdeChannel channel not None, uint32_t drive, int mode, uint64_t size, *, bint read_only=False):
+        if drive > 1 or not 0 <= mode <= <int> IDE_MODE_PIO_MULTIPLE:
+            raise ValueError(f"drive {drive} in mode {mode}: a channel has drives 0 and 1, modes are 0 to 3")
+        if not channel.core.reset_due:
+            channel.held = []                # what an abandoned request might have moved, it has moved
+        self.channel = channel
+        self.state.channel = &channel.core
+        self.state.drive = drive
+        self.state.mode = mode
+        self.state.read_only = read_only
+        self.target.state = &self.state
+        self.target.size_bytes = size
+        self.target.sector_size = IDE_SECTOR
+        self.target.depth = 1
+        self.target.max_transfer = IDE_COMMAND_BYTES
+        self.target.memory = channel.core.processor.base
+        # The bus master has addresses of 32 bits (ide.md 5.2).
+        self.target.memory_bytes = min(channel.core.processor.size_bytes, <uint64_t> 1 << 32)
+        self.target.start = drive_start
+        self.target.wait = drive_wait
+        self.target.abandon = drive_abandon
+
+    cdef int hold(self, object buffer) except -1:
+        if self.channel.core.reset_due:
+            self.channel.held.append(buffer)
+        return 0
+
+    cpdef str describe(self, uint32_t detail):
+        text = f"ATA status {detail & 0xff:#04x}, error {detail >> 8 & 0xff:#04x}"
+        return text if detail >> 16 <= IDE_OUTCOME_ERROR else f"{OUTCOMES[detail >> 16]}, {text}"

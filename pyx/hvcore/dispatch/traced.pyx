@@ -1,4 +1,4 @@
-"""Single reads on a storvsp channel, each stamped by the guest: what `explain` follows, and `compare` at its end."""
+"""Single reads, each stamped by the guest: what `explain` follows, and `compare` at its end."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
@@ -10,6 +10,11 @@ from hvcore.errors import Error, GuestGone, RingCorrupt
 
 from hvcore.dispatch.pattern cimport pattern_holds
 from hvcore.dispatch.random cimport Random, random_below, random_seed
+from hvcore.hypervisor.intercept cimport VP_GONE, VP_INTERRUPTED, VP_OK
+from hvcore.ide.abi cimport IDE_SECTOR
+from hvcore.ide.driver cimport IDE_OUTCOME_OK, IDE_REQUEST_READ
+from hvcore.ide.requester cimport IDE_COMMAND_BYTES, IdeJob, job_abandon, job_prepare, job_run
+from hvcore.ide.requester cimport Channel as IdeChannel
 from hvcore.linux.clock cimport clock_ns
 from hvcore.linux.threads cimport monitor_enter, monitor_unlock
 from hvcore.storage.protocol cimport VstorPacket
@@ -136,4 +141,81 @@ cdef int trace_one(Vsc *vsc, Traced *traced) except -1:
                 monitor_enter(&vsc.monitor, &vsc.wanted)
                 vsc_abandon(vsc, traced)
                 monitor_unlock(&vsc.monitor)
+    return 0
+
+
+# The trapped path.
+
+ctypedef struct DriveStamps:
+    uint64_t asked_ns            # the application asks
+    uint64_t built_ns            # the IDE driver has its request; the first port access follows
+    uint64_t done_ns             # the application has its answer
+    uint64_t port_accesses       # that the request took
+
+
+def run_traced_drive(IdeChannel channel not None, uint32_t drive, int mode, buffer, uint64_t size, *,
+                     uint32_t block=4096, uint32_t requests=1000, uint64_t seed=1, pattern_seed=None):
+    """run_traced() on a drive behind the guest's IDE controller. Four native uint64 for each request, as bytes:
+    CLOCK_MONOTONIC ns when the application asked, the driver had the request, the answer was there; and the port
+    accesses that it took.
+
+    mode: an IdeMode.
+    """
+    cdef Random random
+    cdef DriveStamps *stamp
+    cdef uint64_t offset
+    cdef uint8_t *data
+    cdef uint8_t *base = channel.core.processor.base
+    cdef Py_buffer view
+    cdef uint32_t i
+    if block == 0 or block % IDE_SECTOR or size < block or block > IDE_COMMAND_BYTES:
+        raise ValueError(f"blocks of {block} bytes do not fit an IDE disk of {size} bytes")
+    random_seed(&random, seed, 0)
+    stamps = bytearray(requests * sizeof(DriveStamps))
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+    try:
+        data = <uint8_t *> view.buf
+        if (<uint64_t> view.len < block or data < base
+                or data + view.len > base + min(channel.core.processor.size_bytes, <uint64_t> 1 << 32)):
+            raise ValueError("the buffer is not guest memory for a block")
+        for i in range(requests):
+            stamp = <DriveStamps *> PyByteArray_AS_STRING(stamps) + i
+            offset = random_below(&random, size // block) * block
+            trace_drive(channel, drive, mode, offset, block, data, stamp)
+            if pattern_seed is not None and not pattern_holds(data, offset, block, pattern_seed):
+                raise Error(f"the read at byte {offset} did not bring what the image holds there")
+    finally:
+        PyBuffer_Release(&view)
+    return bytes(stamps)
+
+
+cdef int trace_drive(IdeChannel channel, uint32_t drive, int mode, uint64_t offset, uint32_t block, uint8_t *data,
+                     DriveStamps *stamp) except -1:
+    cdef IdeJob job
+    cdef int status = VP_INTERRUPTED
+    stamp.asked_ns = clock_ns()
+    memset(&job, 0, sizeof(job))
+    job.bytes = block
+    job.request.kind = IDE_REQUEST_READ
+    job.request.drive = drive
+    job.request.mode = mode
+    job.request.lba = offset // IDE_SECTOR
+    job.request.sectors = block // IDE_SECTOR
+    job_prepare(&channel.core, &job, data)
+    stamp.built_ns = clock_ns()
+    while status == VP_INTERRUPTED:
+        with nogil:
+            status = job_run(&channel.core, &job, -1)
+            stamp.done_ns = clock_ns()
+        if status == VP_INTERRUPTED:
+            try:
+                PyErr_CheckSignals()
+            except BaseException:
+                job_abandon(&channel.core, &job)
+                raise
+    stamp.port_accesses = job.result.port_accesses
+    if status == VP_GONE:
+        raise GuestGone("the host has ended the partition")
+    if status != VP_OK or job.result.outcome != IDE_OUTCOME_OK:
+        raise Error(f"the read at byte {offset} failed")
     return 0

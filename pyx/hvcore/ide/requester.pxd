@@ -53,7 +53,8 @@ ctypedef struct IdeJob:
     uint64_t bytes                   # of its data
     const uint8_t *source            # copied into the bounce memory first, or NULL
     uint8_t *target                  # copied from the bounce memory at the end, on success, or NULL
-    bint holding                     # it has the channel: a signal came while it waited for the interrupt
+    int64_t patience_ns              # of one look for the channel's turn and for the interrupt; 0: the deadline's
+    bint holding                     # it has the channel: the wait for the interrupt ended early
     int attempts
     IdeDriverResult result
 
@@ -80,12 +81,17 @@ ctypedef struct IdeTransfer:
 # request.kind, drive, mode, lba and sectors are set; data and segments are the requester's to fill in: from `memory`,
 # or from the bounce memory (NULL), whose data source and target name.
 cdef void job_prepare(Requester *requester, IdeJob *job, uint8_t *memory) noexcept nogil
-# Runs it to its end (VpStatus; job.result on VP_OK). After VP_INTERRUPTED call it again, or job_abandon.
+# Runs it to its end (VpStatus; job.result on VP_OK). After VP_INTERRUPTED call it again, or job_abandon; also after the
+# VP_TIMEOUT of a job with patience, which it lost without a deadline.
 cdef int job_run(Requester *requester, IdeJob *job, int64_t deadline_ns) noexcept nogil
 cdef void job_abandon(Requester *requester, IdeJob *job) noexcept nogil
 # Until all blocks are through, or the wait ends otherwise (VpStatus). After VP_INTERRUPTED call it again, or
 # job_abandon.
 cdef int ide_transfer_run(IdeTransfer *transfer, int64_t deadline_ns) noexcept nogil
+
+
+cdef enum:
+    IDE_COMMAND_BYTES = 0x2000000    # 65536 sectors: what one command moves
 
 
 cdef class VirtualProcessor:
@@ -103,6 +109,7 @@ cdef class VirtualProcessor:
 cdef class Channel:
     cdef Requester core
     cdef readonly VirtualProcessor processor
+    cdef list held                   # guest memory of requests that were given up, until the channel is reset
     cdef bint ready
 
     cdef object run(self, IdeJob *job, timeout)

@@ -35,7 +35,6 @@ cdef enum:
     POLL_NS = 1000000
     SIGNAL_CHECK = 4096          # commands after which the interpreter may look for signals
     PAGE = 4096
-    COMMAND_BYTES = 0x2000000    # 65536 sectors
 
 
 # Turns: unlike a mutex, fair, with a deadline, and ended by a signal.
@@ -175,7 +174,11 @@ cdef int reset(Requester *requester, int64_t deadline_ns) noexcept nogil:
     return result
 
 
-cdef int drive_request(Requester *requester, int64_t deadline_ns) noexcept nogil:
+cdef inline int64_t patient(int64_t patience_ns, int64_t deadline_ns) noexcept nogil:
+    return <int64_t> clock_ns() + patience_ns if patience_ns else deadline_ns
+
+
+cdef int drive_request(Requester *requester, int64_t patience_ns, int64_t deadline_ns) noexcept nogil:
     """Runs what the driver was given to its end. Not VP_OK and no reset is due: it may be taken up again."""
     cdef Processor *processor = requester.processor
     cdef Vp *vp = &processor.vp
@@ -193,8 +196,8 @@ cdef int drive_request(Requester *requester, int64_t deadline_ns) noexcept nogil
             return result
         if progress == IDE_DRIVER_DONE:
             return VP_OK
-        result = vp_interrupt(vp, requester.channel, requester.epoch, &requester.spinner, processor.spins, deadline_ns,
-                              &requester.blocking_waits)
+        result = vp_interrupt(vp, requester.channel, requester.epoch, &requester.spinner, processor.spins,
+                              patient(patience_ns, deadline_ns), &requester.blocking_waits)
         if result != VP_OK:
             return result
 
@@ -223,9 +226,9 @@ cdef int job_attempt(Requester *requester, IdeJob *job, int64_t deadline_ns) noe
             requester.bytes_copied += job.bytes
         ide_driver_begin(&requester.driver, &job.request)
     job.holding = False
-    status = drive_request(requester, deadline_ns)
+    status = drive_request(requester, job.patience_ns, deadline_ns)
     job.result = requester.driver.result
-    if status == VP_INTERRUPTED and not requester.reset_due:
+    if not requester.reset_due and (status == VP_INTERRUPTED or (job.patience_ns and status == VP_TIMEOUT)):
         job.holding = True
     elif status != VP_OK:
         requester.reset_due = True           # the command may still run: nobody uses the channel before it is reset
@@ -238,7 +241,7 @@ cdef int job_attempt(Requester *requester, IdeJob *job, int64_t deadline_ns) noe
 cdef int job_run(Requester *requester, IdeJob *job, int64_t deadline_ns) noexcept nogil:
     cdef int status
     if not job.holding:
-        status = turn_take(&requester.turn, deadline_ns)
+        status = turn_take(&requester.turn, patient(job.patience_ns, deadline_ns))
         if status != VP_OK:
             return status
     status = job_attempt(requester, job, deadline_ns)
@@ -270,7 +273,7 @@ cdef void transfer_begin(IdeTransfer *transfer) noexcept nogil:
     cdef Requester *requester = transfer.requester
     cdef IdeJob *job = &transfer.job
     cdef uint64_t left = transfer.block - transfer.into
-    cdef uint64_t most = COMMAND_BYTES if transfer.direct else requester.bounce_bytes
+    cdef uint64_t most = IDE_COMMAND_BYTES if transfer.direct else requester.bounce_bytes
     cdef uint64_t at = transfer.into + (
         transfer.offset if transfer.offsets == NULL else transfer.offsets[transfer.next])
     cdef uint8_t *data = transfer.data + transfer.next * transfer.block + transfer.into
@@ -495,6 +498,7 @@ cdef class Channel:
         turn_init(&core.turn)
         self.ready = True
         self.processor = processor
+        self.held = []
         core.processor = &processor.core
         core.channel = number
         core.spinner.budget = spin_budget()
