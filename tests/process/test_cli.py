@@ -38,7 +38,7 @@ def module(name, **contents):
 
 module("hvcore.report.compare", compare=compare)
 module("hvcore.report.explain", explain=explain)
-module("hvcore.partition.daemon", serve=lambda path: print("serving", path))
+module("hvcore.partition.daemon", serve=lambda path, allow_python_disks: print("serving", path))
 sys.exit(hvcore.cli.main())
 """
 

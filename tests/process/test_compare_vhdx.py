@@ -28,9 +28,9 @@ def test_compare_as_json(vhdx):
     report = json.loads(done.stdout)
     assert report["schema"] == "hvcore.compare/1"
     assert report["image"]["format"] == "vhdx" and report["image"]["size_bytes"] == 64 << 20
-    assert [run["path"] for run in report["runs"]] == ["local", "synthetic", "emulated"]
+    assert [run["path"] for run in report["runs"]] == ["local", *PATHS]
     assert all(run["errors"] == 0 and run["requests"] > 0 for run in report["runs"])
-    assert [ratio["path"] for ratio in report["ratios"]] == ["local", "emulated"]
+    assert [ratio["path"] for ratio in report["ratios"]] == ["local", *PATHS[1:]]
     assert vhdx.read_bytes() == before
 
 

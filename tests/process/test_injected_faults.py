@@ -1,5 +1,6 @@
 """What a guest sees on each path when rules disturb its disks, and when a disk is a Python class."""
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -81,7 +82,8 @@ def failure(place: Place, call: Any, kind: str) -> hvcore.DiskError:
 )
 def test_an_error_of_the_medium_reaches_the_guest(place: Place, operation: str, kind: str) -> None:
     disk = place.disks[0]
-    calls = {"read": lambda: disk.read(4096, 4096), "write": lambda: disk.write(4096, DATA[:4096]), "flush": disk.flush}
+    # One sector: of more an IDE drive would look for the bad one, and find none, as the rule acts once.
+    calls = {"read": lambda: disk.read(4096, 512), "write": lambda: disk.write(4096, DATA[:512]), "flush": disk.flush}
     place.vm.inject(0, [{"operations": operation, "error": "io_error", "times": 1}])
     failure(place, calls[operation], kind)
     for call in calls.values():
@@ -163,8 +165,9 @@ def test_what_is_delayed_ends_when_the_guest_goes(tmp_path: Path) -> None:
                 running = pool.submit(guest.disks[0].read, 0, 512)
                 until(lambda vm=vm: vm.injected(0)["held"] == 1, "the read is delayed")
                 guest.close()
-                with pytest.raises(hvcore.Error):
-                    running.result(PATIENCE)
+                # It ends; what the disk had read by then may still arrive at a guest that drives its ports itself.
+                with contextlib.suppress(hvcore.Error):
+                    assert running.result(PATIENCE) == DATA[:512]
             until(lambda vm=vm: not vm.describe()["guest"], "the guest is gone")
             vm.inject(0, [])
             with vm.attach() as guest:
