@@ -3,7 +3,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: dev build test slow lint format types asan tsan soak fuzz bench wheel clean
+.PHONY: dev build test slow lint format types asan tsan long soak fuzz bench wheel clean
 
 # An editable install with every tool; PYTHON3=python3.13 chooses another interpreter.
 PYTHON3 ?= python3
@@ -43,10 +43,15 @@ tsan:
 	$(PYTHON) tests/race/run.py thread
 
 # The same for much longer: threads of host and guest as well, and every test, the slow ones too.
-soak:
+long:
 	$(PYTHON) tests/race/run.py thread tests/process/test_api.py
 	$(PYTHON) tests/race/run.py address
 	$(PYTHON) -m pytest -m "slow or not slow"
+
+# Mixed load on many VMs while workers, guests, VMs and hosts are killed; every sector is checked. SOAK_SECONDS=60 is shorter.
+SOAK_SECONDS ?= 600
+soak: build
+	$(PYTHON) -m tests.soak.soak --seconds $(SOAK_SECONDS)
 
 # Hostile images, field by field, guided by coverage; FUZZ_SECONDS=3600 goes on for an hour.
 FUZZ_SECONDS ?= 600
@@ -54,9 +59,10 @@ fuzz: build
 	$(PYTHON) -m pip install --quiet "atheris>=3"
 	$(PYTHON) tests/fuzz/fuzz_images.py -max_total_time=$(FUZZ_SECONDS)
 
-# With the compiled loops that the ring benchmarks run, which no other target needs.
+# Every figure of docs/performance.md beside its peers, and the benchmarks of parts.
 bench:
 	HVCORE_EXTRA=bench $(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m bench.run --json bench.json
 	$(PYTHON) -m pytest --benchmark-only $(wildcard bench/bench_*.py)
 
 wheel:

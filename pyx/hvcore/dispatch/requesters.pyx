@@ -1,4 +1,4 @@
-"""What takes a load's requests (request.pxd): a storvsp channel, an IDE drive, and the storage stack in this process."""
+"""How the load generator reaches storvsc channels, drives at the ports and disk backends (see load.pxd)."""
 
 cimport cython
 from libc.errno cimport EINTR
