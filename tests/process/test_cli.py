@@ -38,7 +38,7 @@ def module(name, **contents):
 
 module("hvcore.report.compare", compare=compare)
 module("hvcore.report.explain", explain=explain)
-module("hvcore.partition.daemon", serve=lambda path, allow_python_disks: print("serving", path))
+module("hvcore.partition.daemon", serve=lambda path, *, allow_python_disks: print("serving", path, allow_python_disks))
 sys.exit(hvcore.cli.main())
 """
 
@@ -128,7 +128,8 @@ def test_explain_hands_over_what_was_asked():
 
 
 def test_serve_hands_over_the_socket():
-    assert run("serve", "--socket", "/run/x").stdout == "serving /run/x\n"
+    assert run("serve", "--socket", "/run/x").stdout == "serving /run/x False\n"
+    assert run("serve", "--socket", "/run/x", "--allow-python-disks").stdout == "serving /run/x True\n"
 
 
 def test_doctor_answers_here():

@@ -13,10 +13,17 @@ from hvcore.partition.guest import Guest
 from hvcore.progress import silent
 from hvcore.report.compare import compare
 from hvcore.report.explain import explain
-from hvcore.report.options import CompareOptions, ExplainOptions
+from hvcore.report.bench import guest_counters
+from hvcore.report.options import PATHS, CompareOptions, ExplainOptions
 from tests.reference.vms import IDE_MODES, MIB, content, raw
 
 PORT_ACCESSES = {"dma": 15, "pio": 2063, "pio-string": 23, "pio-multiple": 16}
+BY_HALVES = {"dma": (11, 4), "pio": (7, 2056), "pio-string": (7, 16), "pio-multiple": (7, 9)}  # to the medium, after it
+    "dma": (11, 4),
+    "pio": (7, 2056),
+    "pio-string": (7, 16),
+    "pio-multiple": (7, 9),
+}  # before the medium, after
 EXACT = ("requests", "ring_packets", "hand_overs", "media_accesses", "port_accesses", "intercepts", "bytes_copied")
 SYNTHETIC = dict(zip(EXACT, (1, 2, 2, 1, 0, 0, 0), strict=True))
 DATA = content(MIB)
@@ -33,6 +40,19 @@ RUN = {
 def emulated(mode: str) -> dict[str, int]:
     copied = 0 if mode == "dma" else 4096
     return dict(zip(EXACT, (1, 2, 6, 1, PORT_ACCESSES[mode], 0, copied), strict=True))
+
+
+def trapped(mode: str) -> dict[str, int]:
+    """Each port access is an intercept, handed over and back, and so is the media access. VMBus takes no part."""
+    accesses, copied = PORT_ACCESSES[mode], 0 if mode == "dma" else 4096
+    return dict(zip(EXACT, (1, 0, 2 * accesses + 2, 1, accesses, accesses, copied), strict=True))
+
+
+def expected_of(path: str, mode: str) -> dict[str, int]:
+    """The accelerated path costs what the synthetic one costs: the emulated twin takes no part."""
+    found = {"local": dict.fromkeys(SYNTHETIC, 0) | {"media_accesses": 1}, "synthetic": SYNTHETIC}
+    found |= {"emulated": emulated(mode), "trapped": trapped(mode), "accelerated": SYNTHETIC}
+    return found[path]
 
 
 @pytest.fixture(scope="module")
@@ -109,39 +129,50 @@ def test_a_split_request_costs_its_parts(running: tuple[VirtualMachine, Guest]) 
 def test_explain_reports_just_these(mode: str) -> None:
     found = json.loads(explain(ExplainOptions(count=20, ide_mode=mode), silent).to_json())
     assert (found["schema"], found["block_size"], found["requests"]) == ("hvcore.explain/1", 4096, 20)
-    local, synthetic, through_ide = found["paths"]
-    expected = {"local": dict.fromkeys(SYNTHETIC, 0) | {"media_accesses": 1}}
-    expected |= {"synthetic": SYNTHETIC, "emulated": emulated(mode)}
-    for path in (local, synthetic, through_ide):
-        assert path["per_request"] == {k: v for k, v in expected[path["path"]].items() if k != "requests"}
+    assert [path["path"] for path in found["paths"]] == list(PATHS)
+    for path in found["paths"]:
+        expected = expected_of(path["path"], mode)
+        assert path["per_request"] == {name: value for name, value in expected.items() if name != "requests"}
         assert path["total_ns"]["min"] > 0
-    assert (local["ide_mode"], synthetic["ide_mode"], through_ide["ide_mode"]) == (None, None, mode)
-    numbers = [step["number"] for step in through_ide["steps"] + through_ide["way_back"]]
-    assert numbers == list(range(1, 9)) and len(synthetic["steps"]) == 4 and len(through_ide["steps"]) == 5
-    assert all(step["p50_ns"] is not None for path in found["paths"] for step in path["steps"] + path["way_back"])
+        assert path["ide_mode"] == (mode if path["path"] in ("emulated", "trapped") else None)
+        steps = path["steps"] + path["way_back"]
+        assert [step["number"] for step in steps] == list(range(1, len(steps) + 1))
+        assert all(step["p50_ns"] is not None for step in steps)
+    assert [len(path["steps"]) for path in found["paths"]] == [1, 4, 5, 4, 4]
+    assert [len(path["way_back"]) for path in found["paths"]] == [0, 2, 3, 2, 2]
+
+
+@pytest.mark.parametrize("mode", IDE_MODES)
+def test_explain_says_how_many_accesses_a_step_sums(mode: str) -> None:
+    found = explain(ExplainOptions(count=5, ide_mode=mode, paths=("trapped", "emulated")), silent)
+    through_ports, through_vmbus = found.paths
+    forward, back = BY_HALVES[mode]
+    assert forward + back == PORT_ACCESSES[mode]
+    assert [step.accesses for step in through_ports.steps] == [None, forward, forward, None]
+    assert [step.accesses for step in through_ports.way_back] == [None, back]
+    assert {step.accesses for step in through_vmbus.steps + through_vmbus.way_back} == {None}
 
 
 @pytest.mark.parametrize(("mode", "rw"), [("pio-string", "read"), ("dma", "randwrite")])
 def test_compare_reports_just_these(mode: str, rw: str) -> None:
     found = json.loads(compare(CompareOptions(seconds=0.08, ide_mode=mode, rw=rw, queue_depth=2), silent).to_json())
     assert found.keys() >= {"schema", "image", "machine", "runs", "ratios"} and found["schema"] == "hvcore.compare/1"
-    assert [run["path"] for run in found["runs"]] == ["local", "synthetic", "emulated"]
-    assert [(ratio["path"], ratio["over"]) for ratio in found["ratios"]] == [
-        ("local", "synthetic"),
-        ("emulated", "synthetic"),
-    ]
-    exact = {"synthetic": SYNTHETIC, "emulated": emulated(mode)}
+    assert [run["path"] for run in found["runs"]] == list(PATHS)
+    others = [path for path in PATHS if path != "synthetic"]
+    assert [(ratio["path"], ratio["over"]) for ratio in found["ratios"]] == [(path, "synthetic") for path in others]
     for run in found["runs"]:
         assert run.keys() >= RUN and run["per_request"].keys() >= PER_REQUEST
         assert (run["rw"], run["block_size"], run["errors"]) == (rw, 4096, 0)
         assert run["requests"] > 0 and run["seconds"] > 0 and run["iops"] == run["requests"] / run["seconds"]
+        assert run["queue_depth"] == (1 if run["path"] in ("local", "trapped") else 2)
         if "read" in rw:
             assert run["verified_bytes"] > 0
-        if run["path"] in exact:
-            assert run["partition"] == "process" and run["queue_depth"] == 2 and run["hops"]
+        if run["path"] != "local":
+            assert run["partition"] == "process" and run["hops"]
+            assert all(hop["p50_ns"] <= hop["p99_ns"] for hop in run["hops"])
             for name, value in run["per_request"].items():
                 if name in SYNTHETIC:
-                    assert value == exact[run["path"]][name], name
+                    assert value == expected_of(run["path"], mode)[name], (run["path"], name)
 
 
 def test_compare_of_a_named_image_leaves_it_alone(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hvcore.dispatch.load import LoadRun, run_loads
 from hvcore.dispatch.pattern import KnownContent
 from hvcore.dispatch.requesters import ChannelRequester
 from hvcore.metrics.histogram import LatencyHistogram
+from hvcore.report.options import PATHS
 from tests.reference.vms import MIB, content, raw
 
 JOBS = """
@@ -92,7 +93,7 @@ def test_a_mistake_in_a_job_file_is_one_line(tmp_path):
 def test_compare_runs_a_job_on_every_path(tmp_path):
     (tmp_path / "job.toml").write_text("[global]\nruntime = 0.05\n[job.a]\nread = 1\nwrite = 1\nqueue_depth = 4")
     found = json.loads(run("compare", "--job", "job.toml", "--json", folder=tmp_path).stdout)
-    assert [one["path"] for one in found["runs"]][:3] == ["local", "synthetic", "emulated"]
+    assert [one["path"] for one in found["runs"]] == list(PATHS)
     for one in found["runs"]:
         assert (one["rw"], one["errors"], one["load"]["operations"]) == ("randrw", 0, {"read": 1, "write": 1})
         assert one["verified_bytes"] > 0
