@@ -192,3 +192,35 @@ def test_progress_is_for_terminals():
     assert result.returncode == 0
     assert "synthetic: measuring" in shown
     assert b"measuring" not in result.stdout
+
+
+def real(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "hvcore", *arguments], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+
+
+def words(text, start):
+    """Of the first line that starts so."""
+    return next(line.split() for line in text.splitlines() if line.strip().startswith(start))
+
+
+def test_every_path_has_its_column():
+    text = real("compare", "--runtime", "0.05", "--qd", "4")
+    assert max(map(len, text.splitlines())) <= 100
+    assert words(text, "emulated") == ["emulated", "trapped"]
+    assert words(text, "local") == ["local", "synthetic", "(dma)", "(dma)", "accelerated"]
+    assert words(text, "queue depth") == ["queue", "depth", "1", "4", "4", "1", "4"]
+    assert words(text, "hand-overs") == ["hand-overs", "0", "2", "6", "32", "2"]
+    assert words(text, "port accesses") == ["port", "accesses", "0", "0", "15", "15", "0"]
+    assert words(text, "intercepts") == ["intercepts", "0", "0", "0", "15", "0"]
+    assert "queue depth  local and trapped take one request at a time" in text
+
+
+def test_every_path_is_explained():
+    text = real("explain", "--count", "20", "--ide-mode", "pio-string")
+    assert max(map(len, text.splitlines())) <= 100
+    for path in ("local", "synthetic", "emulated (pio-string)", "trapped (pio-string)", "accelerated"):
+        assert f" {path} path " in text
+    assert words(text, "2   each port access")[-6:-4] == ["7", "accesses"]
+    assert "16 accesses" in text and "–" not in text

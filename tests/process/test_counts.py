@@ -13,17 +13,12 @@ from hvcore.partition.guest import Guest
 from hvcore.progress import silent
 from hvcore.report.compare import compare
 from hvcore.report.explain import explain
-from hvcore.report.bench import guest_counters
 from hvcore.report.options import PATHS, CompareOptions, ExplainOptions
 from tests.reference.vms import IDE_MODES, MIB, content, raw
 
 PORT_ACCESSES = {"dma": 15, "pio": 2063, "pio-string": 23, "pio-multiple": 16}
-BY_HALVES = {"dma": (11, 4), "pio": (7, 2056), "pio-string": (7, 16), "pio-multiple": (7, 9)}  # to the medium, after it
-    "dma": (11, 4),
-    "pio": (7, 2056),
-    "pio-string": (7, 16),
-    "pio-multiple": (7, 9),
-}  # before the medium, after
+# Up to the media access, and after it.
+PARTS = {"dma": (11, 4), "pio": (7, 2056), "pio-string": (7, 16), "pio-multiple": (7, 9)}
 EXACT = ("requests", "ring_packets", "hand_overs", "media_accesses", "port_accesses", "intercepts", "bytes_copied")
 SYNTHETIC = dict(zip(EXACT, (1, 2, 2, 1, 0, 0, 0), strict=True))
 DATA = content(MIB)
@@ -146,7 +141,7 @@ def test_explain_reports_just_these(mode: str) -> None:
 def test_explain_says_how_many_accesses_a_step_sums(mode: str) -> None:
     found = explain(ExplainOptions(count=5, ide_mode=mode, paths=("trapped", "emulated")), silent)
     through_ports, through_vmbus = found.paths
-    forward, back = BY_HALVES[mode]
+    forward, back = PARTS[mode]
     assert forward + back == PORT_ACCESSES[mode]
     assert [step.accesses for step in through_ports.steps] == [None, forward, forward, None]
     assert [step.accesses for step in through_ports.way_back] == [None, back]

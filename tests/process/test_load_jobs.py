@@ -39,6 +39,24 @@ rate = 20000
 arrivals = "poisson"
 queue_depth = 4
 
+[job.ports]
+path = "trapped"
+queue_depth = 8
+read = 5
+write = 4
+flush = 1
+trim = 1
+
+[job.words]
+path = "trapped"
+ide_mode = "pio-multiple"
+rate = 5000
+
+[job.fast]
+path = "accelerated"
+queue_depth = 8
+write = 1
+
 [job.here]
 path = "local"
 write = 1
@@ -58,7 +76,7 @@ def test_jobs_run_together_and_verify(tmp_path):
     found = json.loads(result.stdout)
     assert found["schema"] == "hvcore.load/1"
     jobs = {job["name"]: job for job in found["jobs"]}
-    assert list(jobs) == ["mixed", "ide", "open", "here"]
+    assert list(jobs) == ["mixed", "ide", "open", "ports", "words", "fast", "here"]
     total, whole = found["total"], LatencyHistogram()
     for job in jobs.values():
         assert (job["requests"], job["errors"], job["wrong_blocks"], job["behind"]) == (400, 0, 0, 0)

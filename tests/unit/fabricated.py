@@ -57,6 +57,8 @@ COMPARISON = Comparison(
         run("local", 1_000_000, 1000, PerRequest(0, 0, 0, 0, 0, 0, 0, 0)),
         run("synthetic", 200_000, 8000, PerRequest(2, 2, 0, 0, 0, 1.98, 2.003, 2.1)),
         run("emulated", 50_000, 32000, PerRequest(6, 2, 17, 0, 0, 5.9, 6, 0.004), "dma"),
+        run("trapped", 12_500, 128_000, PerRequest(4128, 0, 2063, 2063, 4096, 0.99, 1.5, 33), "pio-multiple"),
+        run("accelerated", 200_000, 8000, PerRequest(2, 2, 0, 0, 0, 1.98, 2.003, 2.1)),
     ],
 )
 
@@ -75,6 +77,13 @@ EXPLANATION = Explanation(
         ),
         PathExplanation(
             "emulated", "pio", *timed_steps("emulated", {}), ExactCounts(6, 2, 2071, 0, 4096, 1), latency(1_234_000)
+        ),
+        PathExplanation(
+            "trapped",
+            "pio",
+            *timed_steps("trapped", {"intercept": (5200, 7000)}, {"intercept": 7, "answer": 2056}),
+            ExactCounts(4128, 0, 2063, 2063, 4096, 1),
+            latency(1_500_000),
         ),
     ],
 )

@@ -44,7 +44,7 @@ def test_explanation_keys():
         assert path["total_ns"].keys() == LATENCY_KEYS
         assert path["per_request"].keys() == EXACT_KEYS | {"media_accesses"}
         for step in path["steps"] + path["way_back"]:
-            assert step.keys() == {"number", "text", "hop", "p50_ns", "p99_ns"}
+            assert step.keys() == {"number", "text", "hop", "p50_ns", "p99_ns", "accesses"}
 
 
 def test_rates_follow_from_requests_and_seconds():
@@ -57,6 +57,8 @@ def test_ratios_are_over_the_synthetic_path():
     assert [(r.path, r.over, r.p50, r.iops) for r in COMPARISON.ratios] == [
         ("local", "synthetic", 0.125, 5),
         ("emulated", "synthetic", 4, 0.25),
+        ("trapped", "synthetic", 16, 0.0625),
+        ("accelerated", "synthetic", 1, 1),
     ]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hvcore.report.options import CompareOptions, ExplainOptions, OptionError, paths_option, size_option
+from hvcore.report.options import PATHS, CompareOptions, ExplainOptions, OptionError, paths_option, size_option
 
 WRONG = [
     ("--paths", {"paths": ()}),
@@ -62,7 +62,8 @@ def test_explain_counts(count):
 
 
 def test_defaults_are_allowed():
-    assert CompareOptions().paths == ExplainOptions().paths == ("local", "synthetic", "emulated")
+    assert CompareOptions().paths == ExplainOptions().paths == PATHS
+    assert PATHS == ("local", "synthetic", "emulated", "trapped", "accelerated")
 
 
 def test_sizes_and_paths_as_typed():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hvcore.report.hops import ChannelHops, DriveHops
 from hvcore.report.options import PATHS
 from hvcore.report.steps import STEPS, timed_steps
 
@@ -17,7 +18,18 @@ def test_steps_are_numbered_through(path, forward, back):
 
 
 def test_every_path_has_steps():
-    assert set(STEPS) == {*PATHS, "trapped", "accelerated"}
+    assert set(STEPS) == set(PATHS)
+
+
+@pytest.mark.parametrize("path", PATHS[1:])
+def test_each_hop_that_is_followed_times_a_step(path):
+    hops = DriveHops() if path == "trapped" else ChannelHops(path)
+    assert [text.hop for text in (*STEPS[path].steps, *STEPS[path].way_back)] == list(hops.histograms)
+
+
+def test_sums_say_of_how_many_accesses():
+    steps, way_back = timed_steps("trapped", {}, {"emulate": 11.0})
+    assert [step.accesses for step in steps + way_back] == [None, None, 11.0, None, None, None]
 
 
 def test_emulated_goes_the_synthetic_way_first():

@@ -1,11 +1,13 @@
 """What a person sees: the essentials of the rendered text."""
 
+import dataclasses
 import io
 
 import pytest
 from rich.console import Console
 
 from hvcore.report.doctor import Check
+from hvcore.report.model import Point, Sweep
 from hvcore.report.table import (
     WIDTH,
     checks_table,
@@ -16,6 +18,7 @@ from hvcore.report.table import (
     explanation_table,
     facts_table,
     rate,
+    sweep_table,
     times,
 )
 from tests.unit.fabricated import COMPARISON, EXPLANATION
@@ -35,19 +38,20 @@ def line(text, start):
 
 def test_comparison_shows_each_path():
     text = render(comparison_table(COMPARISON))
-    assert line(text, "local") == ["local", "synthetic", "emulated", "(dma)"]
+    assert line(text, "local") == ["local", "synthetic", "(dma)", "(pio-multiple)", "accelerated"]
+    assert line(text, "emulated") == ["emulated", "trapped"]
     assert text.count("IOPS") == 2
     assert "500,000" in text and "100,000" in text and "25,000" in text
-    assert line(text, "mean") == ["mean", "1.25", "µs", "10.0", "µs", "40.0", "µs"]
-    assert line(text, "hand-overs") == ["hand-overs", "0", "2", "6"]
-    assert line(text, "context switches") == ["context", "switches", "0", "2.10", "<0.01"]
+    assert line(text, "mean") == ["mean", "1.25", "µs", "10.0", "µs", "40.0", "µs", "160", "µs", "10.0", "µs"]
+    assert line(text, "hand-overs") == ["hand-overs", "0", "2", "6", "4,128", "2"]
+    assert line(text, "context switches") == ["context", "switches", "0", "2.10", "<0.01", "33", "2.10"]
 
 
 def test_comparison_shows_ratios():
     text = render(comparison_table(COMPARISON))
     ratios = text[text.index("over synthetic") :]
-    assert line(ratios, "IOPS") == ["IOPS", "5.00", "×", "1", "0.25", "×"]
-    assert line(ratios, "p50") == ["p50", "0.12", "×", "1", "4.00", "×"]
+    assert line(ratios, "IOPS") == ["IOPS", "5.00", "×", "1", "0.25", "×", "0.06", "×", "1.00", "×"]
+    assert line(ratios, "p50") == ["p50", "0.12", "×", "1", "4.00", "×", "16.0", "×", "1.00", "×"]
 
 
 def test_comparison_shows_machine_and_workload():
@@ -62,14 +66,35 @@ def test_explanation_shows_steps_times_and_counts():
     text = render(explanation_table(EXPLANATION))
     assert line(text, "4   the VSP has")[-4:] == ["1.23", "µs", "2.50", "ms"]
     assert line(text, "5   the VSP has the storage stack do that")[-2:] == ["–", "–"]
-    assert text.count("way back") == 2
+    assert text.count("way back") == 3
     assert [" ".join(each.split()[-4:]) for each in text.splitlines() if "whole request" in each] == [
         "21.0 µs 63.0 µs",
         "1.23 ms 3.70 ms",
+        "1.50 ms 4.50 ms",
     ]
     assert "emulated (pio) path" in text
-    assert line(text, "port accesses") == ["port", "accesses", "0", "2,071"]
-    assert line(text, "media accesses") == ["media", "accesses", "1", "1"]
+    assert line(text, "port accesses") == ["port", "accesses", "0", "2,071", "2,063"]
+    assert line(text, "media accesses") == ["media", "accesses", "1", "1", "1"]
+
+
+def test_steps_that_are_sums_say_of_how_many_accesses():
+    text = render(explanation_table(EXPLANATION))
+    assert text.count("sum of") == 1
+    assert line(text, "2   each port access")[-6:] == ["7", "accesses", "5.20", "µs", "7.00", "µs"]
+    assert "2,056 accesses" in text
+
+
+def test_paths_that_take_one_request_at_a_time_are_named():
+    assert "one request at a time" not in render(comparison_table(COMPARISON))
+    runs = [
+        dataclasses.replace(run, queue_depth=1 if run.path in ("local", "trapped") else 8) for run in COMPARISON.runs
+    ]
+    text = render(comparison_table(dataclasses.replace(COMPARISON, runs=runs)))
+    assert "queue depth  local and trapped take one request at a time" in text
+    assert line(text, "queue depth   ") == ["queue", "depth", "1", "8", "8", "1", "8"]
+    parameters = {"rw": "randread", "block_size": 4096, "queue_depth": 8, "ide_mode": "dma"}
+    swept = render(sweep_table(Sweep(COMPARISON.image, COMPARISON.machine, [Point(parameters, runs[3:])])))
+    assert "trapped takes one request at a time" in swept
 
 
 @pytest.mark.parametrize("table", [comparison_table(COMPARISON), explanation_table(EXPLANATION)])
