@@ -2,6 +2,7 @@ from typing import final
 
 from hvcore.disk.ops import Backend
 from hvcore.dispatch.load import Requester
+from hvcore.ide.requester import OUTCOMES as OUTCOMES
 from hvcore.ide.requester import Channel as IdeChannel
 from hvcore.storage.vsc import Channel
 

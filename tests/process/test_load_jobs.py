@@ -88,7 +88,7 @@ def test_jobs_run_together_and_verify(tmp_path):
         "read", "write", "flush", "trim"
     }  # fmt: skip
     assert jobs["ide"]["verified_bytes"] >= 400 * 4096 and (jobs["open"]["lag_ns"] is None) is False
-    assert total["requests"] == 1600 == sum(row["requests"] for row in total["series"])
+    assert total["requests"] == 2800 == sum(row["requests"] for row in total["series"])
     assert LatencyHistogram.from_dict(total["histogram"]) == whole
 
 
@@ -96,8 +96,8 @@ def test_a_job_in_a_table(tmp_path):
     (tmp_path / "jobs.toml").write_text(JOBS)
     result = run("load", "jobs.toml", folder=tmp_path)
     assert result.returncode == 0 and max(map(len, result.stdout.splitlines())) <= 100
-    head = next(line for line in result.stdout.splitlines() if line.strip())
-    assert head.split() == ["mixed", "ide", "open", "here", "total"]
+    heads = [line.split() for line in result.stdout.splitlines() if line.split()[:1] in (["mixed"], ["fast"])]
+    assert heads[:2] == [["mixed", "ide", "open", "ports", "words"], ["fast", "here", "total"]]
 
 
 def test_a_mistake_in_a_job_file_is_one_line(tmp_path):
