@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from hvcore.partition.config import PATHS
-
 import hvcore
+from hvcore.partition.config import PATHS
 
 
 @pytest.fixture
