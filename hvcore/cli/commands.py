@@ -12,8 +12,8 @@ from hvcore import __version__
 from hvcore.cli.common import FAILED, INTERRUPTED, USAGE, Format, Json, complain, emit, reported, show
 from hvcore.cli.vhd import commands as vhd_commands
 from hvcore.errors import Error
-from hvcore.partition.config import IDE_MODES
 from hvcore.report.options import (
+    IDE_MODES,
     PATHS,
     SECTOR_SIZES,
     CompareOptions,

@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hvcore.partition.config import IDE_MODES
-from hvcore.partition.config import PATHS as VM_PATHS
 from hvcore.report.workload import NAMES as WORKLOADS
 from hvcore.report.workload import READ_PERCENT, Workload
 from hvcore.sizes import format_size, parse_size
 
-PATHS = ("local", *VM_PATHS)
+# Those of hvcore.partition.config, which loads what a command line that only asks for help does without.
+PATHS = ("local", "synthetic", "emulated", "trapped", "accelerated")
+IDE_MODES = ("dma", "pio", "pio-string", "pio-multiple")
 IDE_PATHS = ("emulated", "trapped", "accelerated")  # disks of these are IDE disks
 IDE_MODE_PATHS = ("emulated", "trapped")  # an IDE controller moves their data
 FORMATS = ("raw", "vhd", "vhdx")

@@ -2,6 +2,8 @@
 
 import pytest
 
+from hvcore.partition import config
+from hvcore.report import options
 from hvcore.report.options import PATHS, CompareOptions, ExplainOptions, OptionError, paths_option, size_option
 
 WRONG = [
@@ -63,7 +65,9 @@ def test_explain_counts(count):
 
 def test_defaults_are_allowed():
     assert CompareOptions().paths == ExplainOptions().paths == PATHS
-    assert PATHS == ("local", "synthetic", "emulated", "trapped", "accelerated")
+    assert ("local", *config.PATHS) == PATHS
+    assert options.IDE_MODES == config.IDE_MODES
+    assert set(PATHS) - {"local", "synthetic"} == set(options.IDE_PATHS) > set(options.IDE_MODE_PATHS)
 
 
 def test_sizes_and_paths_as_typed():
