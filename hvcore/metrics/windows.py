@@ -26,6 +26,9 @@ class Rates:
     def __init__(self, previous: Mapping[str, int], present: Mapping[str, int], seconds: float) -> None:
         if not seconds > 0:
             raise ValueError(f"the snapshots are {seconds} seconds apart")
+        # What describes the block beside its counters (its number, its channel) is not counted.
+        previous = {name: value for name, value in previous.items() if isinstance(value, int)}
+        present = {name: value for name, value in present.items() if isinstance(value, int)}
         for name, value in present.items():
             if name not in GAUGES and value < previous.get(name, 0):
                 raise ValueError(f"{name} went back from {previous[name]} to {value}: not the same block, or not later")

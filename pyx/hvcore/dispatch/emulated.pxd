@@ -3,7 +3,6 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from hvcore.disk.ops cimport DiskRef
 from hvcore.dispatch.handover cimport HandOver, HandOverChannel
 from hvcore.dispatch.pool cimport PoolJob
 from hvcore.dispatch.synthetic cimport MediaDisk
@@ -53,7 +52,6 @@ ctypedef struct EmulatedHost:
 ctypedef struct EmulatedDisk:    # context of a VspUnit
     EmulatedHost *host
     MediaDisk *media
-    DiskRef *disk
     uint32_t channel             # 0, 1
     uint32_t drive               # 0, 1
     uint32_t mode                # IdeMode

@@ -4,8 +4,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from hvcore.disk.ops cimport (
-    DISK_CACHED, DISK_NOWAIT, DISK_OK, DISK_RANGE, DISK_READ_ERROR, DISK_WOULD_BLOCK, DISK_WRITE_ERROR, disk_flush,
-    disk_read, disk_write)
+    DISK_CACHED, DISK_NOWAIT, DISK_OK, DISK_RANGE, DISK_READ_ERROR, DISK_WOULD_BLOCK, DISK_WRITE_ERROR, DiskRef,
+    disk_flush, disk_read, disk_write)
 from hvcore.dispatch.handover cimport (
     HANDOVER_ANSWER_HEADER, HANDOVER_COMMAND, HANDOVER_MEDIA, HANDOVER_MEDIA_DONE, HANDOVER_PIO, HANDOVER_RESULT,
     HANDOVER_SEGMENTS, HandOverAnswer, HandOverRequest, Segment, handover_wake)
@@ -17,7 +17,7 @@ from hvcore.ide.driver cimport (
     IDE_MODE_DMA, IDE_MODE_PIO_STRING, IDE_REQUEST_FLUSH, IDE_REQUEST_IDENTIFY, IDE_REQUEST_READ, IDE_REQUEST_WRITE)
 from hvcore.linux.atomics cimport count64, fence_full, load_acquire32, store_release32
 from hvcore.metrics.trace cimport trace_stamp
-from hvcore.scsi.target cimport SCSI_FLUSH, SCSI_READ, SCSI_WRITE
+from hvcore.scsi.target cimport SCSI_FLUSH, SCSI_READ, SCSI_WRITE, unit_disk
 from hvcore.storage.hops cimport HOP_DISK_DONE, HOP_DISK_STARTED, HOP_MEDIA_ASKED, HOP_WORKER_DONE, HOP_WORKER_POSTED
 from hvcore.storage.vsp cimport VSP_IDENTIFY, Vsp, VspUnit, vsp_abort, vsp_finish
 
@@ -233,7 +233,7 @@ cdef bint emulated_check(EmulatedChannel *channel, const HandOverAnswer *answer)
 cdef void media_run(PoolJob *job) noexcept nogil:
     """In a thread of the pool: may block."""
     cdef EmulatedChannel *channel = <EmulatedChannel *> job
-    cdef DiskRef *disk = (<EmulatedDisk *> channel.current.unit.context).disk
+    cdef DiskRef *disk = unit_disk(channel.current.unit.scsi)
     if channel.job_flush:
         channel.job_status = disk_flush(disk)
     elif channel.job_write:
@@ -274,7 +274,7 @@ cdef void media_done(PoolJob *job) noexcept nogil:
 cdef void emulated_media(EmulatedChannel *channel) noexcept nogil:
     cdef VspRequest *request = channel.current
     cdef Vsp *vsp = <Vsp *> request.owner
-    cdef DiskRef *disk = (<EmulatedDisk *> channel.current.unit.context).disk
+    cdef DiskRef *disk = unit_disk(channel.current.unit.scsi)
     cdef MediaDisk *media
     cdef int status = DISK_WOULD_BLOCK
     count64(&channel.current.unit.counters.media_accesses, 1)

@@ -159,7 +159,6 @@ cdef class Dispatch:
         else:
             disk.emulated.host = &self.loop.emulated
             disk.emulated.media = &disk.media
-            disk.emulated.disk = target.unit.disk
             disk.emulated.channel = channel & 1
             disk.emulated.drive = drive & 1
             disk.emulated.mode = mode
@@ -176,8 +175,6 @@ cdef class Dispatch:
         cdef Target target = self.targets[index]
         cdef int place = self.place_of(disk)
         target.exchange(image)
-        if disk.emulated.disk != NULL:
-            store_release64(<uint64_t *> &disk.emulated.disk, <uint64_t> target.unit.disk)
         if place >= 0:
             store_release64(<uint64_t *> &self.loop.trapped.drives[place].disk, <uint64_t> target.unit.disk)
 
@@ -186,8 +183,7 @@ cdef class Dispatch:
         cdef HostDisk *disk = self.disk(index)
         cdef Target target = self.targets[index]
         cdef int place = self.place_of(disk)
-        cdef bint other = disk.emulated.disk != NULL and disk.emulated.disk != target.unit.disk
-        other = other or (place >= 0 and self.loop.trapped.drives[place].disk != target.unit.disk)
+        cdef bint other = place >= 0 and self.loop.trapped.drives[place].disk != target.unit.disk
         if other or target.unit.disk != &target.image.ref:
             raise SystemError("a path of the disk has another backend than its target")
         return target.image

@@ -4,7 +4,7 @@ from hvcore.disk.ops cimport DISK_CACHED, DISK_NOWAIT, DISK_WOULD_BLOCK, disk_wr
 from hvcore.dispatch.pool cimport PoolJob, pool_submit
 from hvcore.linux.atomics cimport count64
 from hvcore.metrics.trace cimport trace_stamp
-from hvcore.scsi.target cimport SCSI_WRITE, ScsiPlan, scsi_media
+from hvcore.scsi.target cimport SCSI_WRITE, ScsiPlan, scsi_media, unit_disk
 from hvcore.storage.hops cimport HOP_DISK_DONE, HOP_DISK_STARTED
 from hvcore.storage.vsp cimport Vsp, VspRequest, VspUnit, vsp_finish
 
@@ -39,7 +39,7 @@ cdef void media_execute(MediaDisk *disk, VspRequest *request) noexcept nogil:
         # that must wait (dirty limit, the file's allocation) holds up this VM's other requests, as it would hold up the
         # writer itself. A write that needs more than that, such as a new block of a VHDX, goes to the pool.
         status = disk_write(
-            request.unit.scsi.disk, plan.offset, request.iov, request.iov_count, DISK_NOWAIT | DISK_CACHED)
+            unit_disk(request.unit.scsi), plan.offset, request.iov, request.iov_count, DISK_NOWAIT | DISK_CACHED)
     else:
         # Data that the page cache has is read here and now: a hand-over to the pool would cost more than the read.
         status = scsi_media(request.unit.scsi, plan, request.iov, request.iov_count, DISK_NOWAIT)

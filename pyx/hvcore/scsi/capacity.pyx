@@ -8,7 +8,7 @@ from hvcore.scsi.cdb cimport be32, be64, put_be32, put_be64
 from hvcore.scsi.plan cimport (
     OVERRUN, SCSI_ANSWER, SCSI_DATA_MAX, ScsiPlan, answer_data, plan_begin, reject, reject_field, scsi_fail)
 from hvcore.scsi.sense cimport ASC_INVALID_FIELD_IN_CDB, ASC_LBA_OUT_OF_RANGE, KEY_ILLEGAL_REQUEST
-from hvcore.scsi.unit cimport ScsiUnit, outside, too_much, trailing_zeros, unit_blocks
+from hvcore.scsi.unit cimport ScsiUnit, outside, too_much, trailing_zeros, unit_blocks, unit_disk
 
 cdef enum:
     LBPME = 0x80                 # READ CAPACITY(16), byte 14: blocks can be discarded, ...
@@ -31,7 +31,7 @@ cdef inline bint partial_medium(const ScsiUnit *unit, bint partial, uint64_t lba
 
 cdef void plan_read_capacity10(const ScsiUnit *unit, const uint8_t *cdb, uint32_t buffer_length, uint8_t data_in,
                                ScsiPlan *plan) noexcept nogil:
-    cdef uint64_t last = last_lba(unit.disk)
+    cdef uint64_t last = last_lba(unit_disk(unit))
     if buffer_length < 8:
         scsi_fail(plan, OVERRUN, KEY_ILLEGAL_REQUEST, ASC_INVALID_FIELD_IN_CDB)
         return
@@ -39,13 +39,13 @@ cdef void plan_read_capacity10(const ScsiUnit *unit, const uint8_t *cdb, uint32_
         reject_field(plan)
         return
     put_be32(plan.data, 0xFFFFFFFFU if last > 0xFFFFFFFFU else <uint32_t> last)
-    put_be32(plan.data + 4, unit.disk.sector_size)
+    put_be32(plan.data + 4, unit_disk(unit).sector_size)
     answer_data(plan, 8, 8, buffer_length, data_in)
 
 
 cdef void plan_read_capacity16(const ScsiUnit *unit, const uint8_t *cdb, uint32_t buffer_length, uint8_t data_in,
                                ScsiPlan *plan) noexcept nogil:
-    cdef const DiskRef *disk = unit.disk
+    cdef const DiskRef *disk = unit_disk(unit)
     cdef uint32_t allocation = be32(cdb + 10)
     if allocation and buffer_length < 12:
         scsi_fail(plan, OVERRUN, KEY_ILLEGAL_REQUEST, ASC_INVALID_FIELD_IN_CDB)
@@ -67,7 +67,7 @@ cdef void plan_lba_status(const ScsiUnit *unit, const uint8_t *cdb, uint32_t buf
                           ScsiPlan *plan) noexcept nogil:
     cdef uint64_t lba = be64(cdb + 2)
     cdef uint32_t allocation = be32(cdb + 10)
-    if outside(unit.disk, lba, 0):
+    if outside(unit_disk(unit), lba, 0):
         reject(plan, ASC_LBA_OUT_OF_RANGE)
         return
     if allocation < STATUS_HEADER + STATUS_BYTES or too_much(unit, allocation, buffer_length):
@@ -76,7 +76,7 @@ cdef void plan_lba_status(const ScsiUnit *unit, const uint8_t *cdb, uint32_t buf
     answer_data(plan, SCSI_DATA_MAX, allocation, buffer_length, data_in)
     if plan.data_length:
         plan.action = SCSI_ANSWER
-        plan.offset = lba << trailing_zeros(unit.disk.sector_size)
+        plan.offset = lba << trailing_zeros(unit_disk(unit).sector_size)
 
 
 cdef int64_t block_status(const DiskRef *disk, uint64_t offset, uint64_t left, bint *mapped) noexcept nogil:

@@ -7,7 +7,7 @@ from hvcore.disk.ops cimport DiskRef
 from hvcore.scsi.cdb cimport CDB_INQUIRY, be16, put_be16, put_be32, put_be64
 from hvcore.scsi.plan cimport ScsiPlan, answer_data, plan_begin, reject_field, scsi_refuse
 from hvcore.scsi.srb cimport SCSI_CHECK_CONDITION, SRB_INVALID_LUN
-from hvcore.scsi.unit cimport ScsiUnit, too_much
+from hvcore.scsi.unit cimport ScsiUnit, too_much, unit_disk
 
 cdef enum:
     PAGE_LIST = 0x00
@@ -81,7 +81,7 @@ cdef uint32_t page_identification(const uint8_t *id, uint8_t *body) noexcept nog
 
 
 cdef uint32_t page_limits(const ScsiUnit *unit, uint8_t *body) noexcept nogil:
-    cdef const DiskRef *disk = unit.disk
+    cdef const DiskRef *disk = unit_disk(unit)
     cdef uint32_t granularity = disk.trim_unit // disk.sector_size if disk.trim_unit else 1
     memset(body, 0, 0x3C)
     if unit.extensions:

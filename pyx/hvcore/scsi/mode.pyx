@@ -7,7 +7,7 @@ from hvcore.linux.atomics cimport load_relaxed32
 from hvcore.scsi.cdb cimport be16, put_be16
 from hvcore.scsi.plan cimport ScsiPlan, answer_data, plan_parameters, reject, reject_field
 from hvcore.scsi.sense cimport ASC_INVALID_FIELD_IN_LIST, ASC_PARAMETER_LIST_LENGTH, ASC_SAVING_NOT_SUPPORTED
-from hvcore.scsi.unit cimport ALERT_PROTECTED, ScsiUnit, too_much, unit_protect, unit_protected
+from hvcore.scsi.unit cimport ALERT_PROTECTED, ScsiUnit, too_much, unit_disk, unit_protect, unit_protected
 
 cdef enum:
     MODE_CHANGEABLE = 1          # page control
@@ -38,7 +38,7 @@ cdef bint mode_page(const ScsiUnit *unit, uint8_t number, uint8_t control, uint8
     page[0] = number
     page[1] = PAGE_BYTES - 2
     if number == CACHING_PAGE:
-        if values and not unit.disk.read_only:
+        if values and not unit_disk(unit).read_only:
             page[2] = WCE
         return True
     if number != CONTROL_PAGE or not unit.extensions:

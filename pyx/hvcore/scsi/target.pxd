@@ -13,7 +13,7 @@ from hvcore.scsi.inquiry cimport scsi_absent
 from hvcore.scsi.plan cimport (
     SCSI_ANSWER, SCSI_COMPARE_WRITE, SCSI_DATA_MAX, SCSI_DONE, SCSI_FLUSH, SCSI_LIST_MAX, SCSI_PARAMETERS, SCSI_READ,
     SCSI_SENSE_MAX, SCSI_TRIM, SCSI_VERIFY, SCSI_WRITE, SCSI_WRITE_SAME, ScsiAction, ScsiPlan, scsi_fail, scsi_refuse)
-from hvcore.scsi.unit cimport LogicalUnit, ScsiUnit, scsi_attention, scsi_reset
+from hvcore.scsi.unit cimport LogicalUnit, ScsiUnit, scsi_attention, scsi_reset, unit_disk
 
 # cdb: 16 bytes, those beyond the CDB's length zero. buffer_length: bytes of the request's data buffer. data_in: the
 # SRB's byte (0 = from the guest, else to the guest, 2 = none). Never touches the disk's media. What needs nothing of

@@ -25,7 +25,7 @@ from hvcore.scsi.reservation cimport persistent_parameters
 from hvcore.scsi.sense cimport *
 from hvcore.scsi.srb cimport *
 from hvcore.scsi.transfer cimport plan_transfer
-from hvcore.scsi.unit cimport UnitState, nexus_attach, nexus_detach, trailing_zeros
+from hvcore.scsi.unit cimport UnitState, nexus_attach, nexus_detach, trailing_zeros, unit_disk
 from hvcore.scsi.unmap cimport unmap_parameters
 
 from hvcore.scsi.result import MediaAccess, ScsiResult
@@ -106,19 +106,20 @@ cdef int trim_extents(const DiskRef *disk, const uint8_t *extents, uint32_t coun
 
 cdef int compare_write(const ScsiUnit *unit, ScsiPlan *plan, const iovec *iov, int count) noexcept nogil:
     """One at a time for the whole unit, whoever asks: no other comes between the comparison and the write."""
+    cdef const DiskRef *disk = unit_disk(unit)
     cdef int status
     monitor_lock(&unit.shared.comparing)
-    status = media_compare(unit.disk, plan.offset, plan.length, iov, count, plan.length, &plan.mismatch)
+    status = media_compare(disk, plan.offset, plan.length, iov, count, plan.length, &plan.mismatch)
     if status == DISK_OK:
-        status = media_write_rest(unit.disk, plan.offset, plan.length, iov, count, plan.length)
+        status = media_write_rest(disk, plan.offset, plan.length, iov, count, plan.length)
     monitor_unlock(&unit.shared.comparing)
     if status == DISK_OK and plan.fua:
-        status = disk_flush(unit.disk)
+        status = disk_flush(disk)
     return status
 
 
 cdef int scsi_media(const ScsiUnit *unit, ScsiPlan *plan, const iovec *iov, int count, uint32_t flags) noexcept nogil:
-    cdef const DiskRef *disk = unit.disk
+    cdef const DiskRef *disk = unit_disk(unit)
     cdef int status = DISK_OK
     if disk.ops == NULL:
         return DISK_CLOSED
@@ -152,8 +153,8 @@ cdef int scsi_media(const ScsiUnit *unit, ScsiPlan *plan, const iovec *iov, int 
 
 
 cdef void scsi_finish(ScsiUnit *unit, ScsiPlan *plan, int disk_status) noexcept nogil:
-    cdef uint64_t lba = plan.offset >> trailing_zeros(unit.disk.sector_size)
-    cdef bint single = plan.length == unit.disk.sector_size, compared
+    cdef uint64_t lba = plan.offset >> trailing_zeros(unit_disk(unit).sector_size)
+    cdef bint single = plan.length == unit_disk(unit).sector_size, compared
     # A discard is a hint: what the backend cannot discard stays (9.8).
     if disk_status == DISK_OK or (disk_status == DISK_UNSUPPORTED and plan.action == SCSI_TRIM):
         if plan.action != SCSI_ANSWER:

@@ -8,7 +8,7 @@ from hvcore.disk.ops cimport DiskRef
 from hvcore.linux.syscalls cimport iovec
 from hvcore.scsi.plan cimport SCSI_WRITE, ScsiPlan, reject, reject_field, reject_write
 from hvcore.scsi.sense cimport ASC_LBA_OUT_OF_RANGE
-from hvcore.scsi.unit cimport ScsiUnit, outside, trailing_zeros, unit_protected
+from hvcore.scsi.unit cimport ScsiUnit, outside, trailing_zeros, unit_disk, unit_protected
 
 cdef enum:
     BITS_RELADR = 0x01           # byte 1 of the CDB
@@ -20,7 +20,7 @@ cdef enum:
 cdef inline void plan_transfer(const ScsiUnit *unit, int action, uint8_t bits, uint64_t lba, uint32_t blocks,
                                uint32_t buffer_length, uint8_t data_in, ScsiPlan *plan) noexcept nogil:
     """READ and WRITE of every size, in the order of 9.6. bits: byte 1 of the CDB; 0 for the (6) forms."""
-    cdef const DiskRef *disk = unit.disk
+    cdef const DiskRef *disk = unit_disk(unit)
     cdef uint64_t length = <uint64_t> blocks << trailing_zeros(disk.sector_size)
     if cython.unlikely(bits & (BITS_PROTECT | BITS_RELADR)):
         reject_field(plan)

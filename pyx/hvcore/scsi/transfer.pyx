@@ -7,7 +7,7 @@ from hvcore.scsi.inquiry cimport COMPARE_WRITE_MAX
 from hvcore.scsi.plan cimport (
     SCSI_COMPARE_WRITE, SCSI_FLUSH, SCSI_VERIFY, SCSI_WRITE, ScsiPlan, reject, reject_field, reject_write)
 from hvcore.scsi.sense cimport ASC_LBA_OUT_OF_RANGE
-from hvcore.scsi.unit cimport ScsiUnit, outside, trailing_zeros, unit_protected
+from hvcore.scsi.unit cimport ScsiUnit, outside, trailing_zeros, unit_disk, unit_protected
 
 cdef enum:
     BYTCHK_NONE = 0
@@ -31,14 +31,14 @@ cdef void plan_write_verify(const ScsiUnit *unit, uint8_t bits, uint64_t lba, ui
 cdef void plan_verify(const ScsiUnit *unit, uint8_t bits, uint64_t lba, uint32_t blocks, uint32_t buffer_length,
                       uint8_t data_in, ScsiPlan *plan) noexcept nogil:
     """Nothing but the range is checked without BYTCHK; else the media are compared with as many blocks, or one."""
-    cdef uint32_t sector_size = unit.disk.sector_size
+    cdef uint32_t sector_size = unit_disk(unit).sector_size
     cdef uint8_t check = (bits >> 1) & 3
     cdef uint64_t length = <uint64_t> blocks * sector_size
     cdef uint64_t taken = length if check == BYTCHK_BUFFER else sector_size
     if bits & (BITS_PROTECT | BITS_RELADR) or check == BYTCHK_RESERVED:
         reject_field(plan)
         return
-    if outside(unit.disk, lba, blocks):
+    if outside(unit_disk(unit), lba, blocks):
         reject(plan, ASC_LBA_OUT_OF_RANGE)
         return
     if blocks == 0 or check == BYTCHK_NONE:
@@ -60,10 +60,10 @@ cdef void plan_compare_write(const ScsiUnit *unit, const uint8_t *cdb, uint32_t 
                              ScsiPlan *plan) noexcept nogil:
     """The buffer holds what is expected, then as much to be written in its place."""
     cdef uint64_t lba = be64(cdb + 2)
-    cdef uint32_t length = cdb[13] * unit.disk.sector_size
+    cdef uint32_t length = cdb[13] * unit_disk(unit).sector_size
     if cdb[1] & BITS_PROTECT:
         reject_field(plan)
-    elif outside(unit.disk, lba, cdb[13]):
+    elif outside(unit_disk(unit), lba, cdb[13]):
         reject(plan, ASC_LBA_OUT_OF_RANGE)
     elif length > COMPARE_WRITE_MAX or 2 * length > buffer_length:
         reject_field(plan)
@@ -74,25 +74,25 @@ cdef void plan_compare_write(const ScsiUnit *unit, const uint8_t *cdb, uint32_t 
     elif length:
         plan.action = SCSI_COMPARE_WRITE
         plan.fua = cdb[1] & BITS_FUA
-        plan.offset = lba << trailing_zeros(unit.disk.sector_size)
+        plan.offset = lba << trailing_zeros(unit_disk(unit).sector_size)
         plan.length = length
         plan.buffer_length = 2 * length
 
 
 cdef inline void plan_flush(const ScsiUnit *unit, ScsiPlan *plan) noexcept nogil:
     # A disk that cannot be written has nothing to flush, and a backend refuses to.
-    if not unit.disk.read_only:
+    if not unit_disk(unit).read_only:
         plan.action = SCSI_FLUSH
 
 
 cdef void plan_pre_fetch(const ScsiUnit *unit, uint64_t lba, uint32_t blocks, ScsiPlan *plan) noexcept nogil:
     """GOOD, which promises nothing; CONDITION MET would say that the blocks are in the cache."""
-    if outside(unit.disk, lba, blocks):
+    if outside(unit_disk(unit), lba, blocks):
         reject(plan, ASC_LBA_OUT_OF_RANGE)
 
 
 cdef void plan_synchronize(const ScsiUnit *unit, uint64_t lba, uint32_t blocks, ScsiPlan *plan) noexcept nogil:
-    if outside(unit.disk, lba, blocks):
+    if outside(unit_disk(unit), lba, blocks):
         reject(plan, ASC_LBA_OUT_OF_RANGE)
         return
     plan_flush(unit, plan)

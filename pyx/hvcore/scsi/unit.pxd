@@ -7,7 +7,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from hvcore.disk.ops cimport Backend, DiskRef
-from hvcore.linux.atomics cimport load_relaxed32, load_relaxed64
+from hvcore.linux.atomics cimport load_acquire64, load_relaxed32, load_relaxed64
 from hvcore.linux.threads cimport Monitor
 
 cdef extern from *:
@@ -52,7 +52,7 @@ ctypedef struct UnitState:
     bint write_protected
 
 ctypedef struct ScsiUnit:
-    DiskRef *disk                # its size may grow meanwhile: read it once per command, by unit_blocks()
+    DiskRef *disk                # read by unit_disk(). Its size may grow: read it once per command, by unit_blocks()
     UnitState *shared
     uint32_t max_transfer        # bytes of one request; 0: no limit
     bint strict_alloc            # storvsp.md 5.8
@@ -104,8 +104,13 @@ cdef inline bint too_much(const ScsiUnit *unit, uint32_t allocation, uint32_t bu
     return unit.strict_alloc and allocation > buffer_length
 
 
+cdef inline DiskRef *unit_disk(const ScsiUnit *unit) noexcept nogil:
+    """The disk now: a rule in front of it may come or go meanwhile. Acquire: who has it finds it whole."""
+    return <DiskRef *> load_acquire64(<const uint64_t *> &unit.disk)
+
+
 cdef inline bint unit_protected(const ScsiUnit *unit) noexcept nogil:
-    return unit.disk.read_only or load_relaxed32(&unit.alert) & ALERT_PROTECTED != 0
+    return unit_disk(unit).read_only or load_relaxed32(&unit.alert) & ALERT_PROTECTED != 0
 
 
 cdef class LogicalUnit:

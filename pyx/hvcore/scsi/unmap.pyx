@@ -9,7 +9,7 @@ from hvcore.scsi.plan cimport (
     SCSI_TRIM, SCSI_WRITE_SAME, ScsiPlan, plan_parameters, reject, reject_field, reject_write)
 from hvcore.scsi.sense cimport (
     ASC_INVALID_FIELD_IN_CDB, ASC_INVALID_FIELD_IN_LIST, ASC_INVALID_OPCODE, ASC_LBA_OUT_OF_RANGE)
-from hvcore.scsi.unit cimport ScsiUnit, outside, unit_blocks, unit_protected
+from hvcore.scsi.unit cimport ScsiUnit, outside, unit_blocks, unit_disk, unit_protected
 
 cdef enum:
     BITS_NDOB = 0x01             # WRITE SAME(16), byte 1: no data-out buffer; RELADR in the (10) form
@@ -41,7 +41,7 @@ cdef void unmap_parameters(const ScsiUnit *unit, const uint8_t *list, uint32_t l
         return
     for i in range((length - 8) // 16):
         extent = list + 8 + 16 * i
-        if be32(extent + 8) != 0 and outside(unit.disk, be64(extent), be32(extent + 8)):
+        if be32(extent + 8) != 0 and outside(unit_disk(unit), be64(extent), be32(extent + 8)):
             reject(plan, ASC_LBA_OUT_OF_RANGE)
             return
     plan.action = SCSI_TRIM
@@ -51,7 +51,7 @@ cdef void unmap_parameters(const ScsiUnit *unit, const uint8_t *list, uint32_t l
 
 cdef void plan_write_same(const ScsiUnit *unit, uint8_t bits, bint sixteen, uint64_t lba, uint64_t blocks,
                           uint32_t buffer_length, uint8_t data_in, ScsiPlan *plan) noexcept nogil:
-    cdef const DiskRef *disk = unit.disk
+    cdef const DiskRef *disk = unit_disk(unit)
     cdef uint32_t sector_size = disk.sector_size
     cdef uint64_t capacity = unit_blocks(disk)
     cdef bint zeros = sixteen and bits & BITS_NDOB

@@ -31,6 +31,7 @@ cdef extern from "<unistd.h>" nogil:
     int close(int fd)
 
 cdef enum:
+    SHARED_PAGES = 256           # of a unit, for calls of several threads at once
     VSC_VERSIONS = 5
     DEPTH = 32                   # of a transfer whose caller does not care
     PATIENCE = 30                # seconds with a unit that refuses everything
@@ -249,17 +250,24 @@ cdef class Channel:
             monitor_unlock(&self.vsc.monitor)
 
     cdef int ensure_pages(self, uint32_t lun, uint64_t pages) except -1:
-        """Lets a unit have `pages` bounce pages of this channel at a time. MemoryError names what is missing."""
+        """Lets a unit have `pages` bounce pages of this channel at a time, and as many more, up to SHARED_PAGES, as its
+        other calls hold now. MemoryError names what is missing."""
         cdef Vsc *vsc = &self.vsc
         cdef VscUnit *unit = &vsc.units[lun]
         cdef uint32_t *grown
         cdef uint32_t missing, i
-        if pages <= unit.pages:
+        cdef uint64_t wanted = pages
+        # Read beside other threads: a page too many or too few is no harm, a call without pages waits.
+        if pages + unit.pages_used > unit.pages:
+            wanted = max(pages, min(pages + unit.pages_used, <uint64_t> SHARED_PAGES))
+        if wanted <= unit.pages:
             return 0
-        missing = <uint32_t> (pages - unit.pages)
+        missing = <uint32_t> (wanted - unit.pages)
         try:
             first = self.allocate(missing)
         except MemoryError:
+            if pages <= unit.pages:
+                return 0                                 # it waits for those of the other calls
             if pages > vsc.page_count:
                 raise
             unit.pages = <uint32_t> pages                # those of other units too, as they are free

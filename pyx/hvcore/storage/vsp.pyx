@@ -16,7 +16,7 @@ from hvcore.metrics.trace cimport trace_stamp
 from hvcore.scsi.target cimport (
     SCSI_ANSWER, SCSI_DATA_MAX, SCSI_DONE, SCSI_FLUSH, SCSI_PARAMETERS, SCSI_READ, SCSI_TRIM, SCSI_WRITE, ScsiPlan,
     scsi_absent, scsi_fail, scsi_finish, scsi_parameters, scsi_plan, scsi_refuse, scsi_report_luns,
-    scsi_reset)
+    scsi_reset, unit_disk)
 from hvcore.storage.gate cimport GateItem, gate_done, gate_pass, gate_remove
 from hvcore.storage.hops cimport HOP_COMPLETED, HOP_RECEIVED
 from hvcore.storage.protocol cimport (
@@ -199,7 +199,7 @@ cdef void vsp_event(VspRequest *request, uint32_t kind, uint64_t latency_ns) noe
     event.time_ns = clock_ns()
     event.trace_id = request.trace_id
     event.transaction_id = request.transaction_id
-    event.lba = request.medium_offset // request.unit.scsi.disk.sector_size
+    event.lba = request.medium_offset // unit_disk(request.unit.scsi).sector_size
     event.length = request.medium_bytes
     event.latency_ns = latency_ns
     event.opcode = request.packet.u.scsi.payload[0]
