@@ -20,6 +20,7 @@ def test_the_python_example_runs(tmp_path):
     (tmp_path / "package/__init__.py").touch()
     (tmp_path / "package/module.py").write_text("def function(guest):\n    return guest.disks[1].path\n")
     create(tmp_path / "root.vhdx", 1 << 20)
+    create(tmp_path / "data.vhdx", 1 << 20)
     create(tmp_path / "legacy.vhd", 1 << 20, "vhd", "fixed")
     # The child finds the caller's modules as the caller does.
     start = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import runpy; runpy.run_path('example.py')"
