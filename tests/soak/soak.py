@@ -158,7 +158,9 @@ class Soak:
             image.write_bytes(bytes(SIZE))
         else:
             create(image, SIZE, format=format, type=type, sector_size=sector)
-        mode = self.random.choice(IDE_MODES) if path in IDE_PATHS else "dma"
+        # Word by word, each an intercept, one verification of a trapped disk would be a million of them.
+        modes = [mode for mode in IDE_MODES if mode != "pio" or path != "trapped"]
+        mode = self.random.choice(modes) if path in IDE_PATHS else "dma"
         config = hvcore.DiskConfig(str(image), path=path, format=format, ide_mode=mode)
         return SoakDisk(config, DiskModel(number, SIZE // SECTOR))
 

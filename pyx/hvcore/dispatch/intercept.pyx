@@ -316,7 +316,10 @@ cdef void start_access(GuestIde *ide) noexcept nogil:
 cdef void media_done(GuestIde *ide, uint32_t number) noexcept nogil:
     cdef GuestChannel *channel = &ide.channels[number]
     channel.outstanding = False
-    if channel.stale or ide.pages == NULL:
+    if ide.pages == NULL:
+        return
+    if channel.stale:                        # of a guest that is gone; its successor's request may have waited for it
+        ask_media(ide)
         return
     trace_stamp(ide.trace, channel.trace_id, 0, HOP_MEDIA_GIVEN, number)
     ide_media_complete(&ide.controller, number, channel.generation, ide.shared.guest_media[number].status)
