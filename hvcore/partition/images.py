@@ -14,11 +14,10 @@ from hvcore.vhd.live import open_live, settle
 class OpenImage:
     """info: what the image is now; after a checkpoint that is the new child."""
 
-    def __init__(self, disk: Backend, info: ImageInfo, key: tuple[object, ...], owner: object, shared: bool) -> None:
+    def __init__(self, disk: Backend, info: ImageInfo, key: tuple[object, ...], shared: bool) -> None:
         self.disk = disk
         self.info = info
         self.key = key
-        self.owner = owner
         self.shared = shared
         # What the disks of several VMs reserve and hear of together; a disk of one VM alone has a unit of its own.
         self.unit = LogicalUnit(disk) if shared else None
@@ -50,7 +49,7 @@ class Images:
             mode = "r" if config.read_only else "r+"
             disk, info = open_live(config.image, mode=mode, format=config.format, sector_size=config.sector_size)
             key = key if config.shared else (owner, *key)
-            image = self._open[key] = OpenImage(disk, info, key, owner, config.shared)
+            image = self._open[key] = OpenImage(disk, info, key, config.shared)
         elif image.shared != config.shared:
             raise HostError(f"{config.image}: one disk shares the image and the other does not")
         image.users += 1
@@ -67,7 +66,7 @@ class Images:
             report=report,
         )
         key = (owner, object())
-        image = self._open[key] = OpenImage(disk, info, key, owner, False)
+        image = self._open[key] = OpenImage(disk, info, key, False)
         image.users = 1
         return image
 

@@ -616,12 +616,23 @@ cdef class Dispatch:
 
     def close(self):
         """Closes the channels, ends the thread and closes the descriptors. The images stay open. Idempotent."""
-        cdef int i
         if self.running:
             self.worker_lost()
             self.detach()
+        self.end()
+        self.targets = {}
+        if self.epoll is not None:
+            self.epoll.close()
+            self.epoll = None
+
+    cdef void end(self) noexcept:
+        """Stops the thread, which uses this memory, waits for the pool, which does too, and gives all back."""
+        cdef int i, sub
+        cdef int *fd
+        cdef int *fds[7]
+        if self.running:
             self.running = False
-            with nogil:
+            with nogil:                      # a thread of the pool may need the interpreter to end (disk/python.pyx)
                 store_release32(&self.loop.stopping, 1)
                 eventfd_ring(self.loop.control_bell)
                 thread_join(self.loop.thread)
@@ -629,20 +640,6 @@ cdef class Dispatch:
                 for i in range(DISKS_MAX):
                     if self.disks[i] != NULL:
                         pool_leave(&self.pool.pool, &self.disks[i].media.source)
-        self.release()
-        self.targets = {}
-        if self.epoll is not None:
-            self.epoll.close()
-            self.epoll = None
-        for fd in (self.home_bell, self.loop.control_bell, self.worker_bell, self.loop.broken_bell,
-                   self.sub_channel_fd, self.loop.timer):
-            if fd >= 0:
-                os.close(fd)
-        self.loop.timer = -1
-        self.home_bell = self.loop.control_bell = self.worker_bell = self.loop.broken_bell = self.sub_channel_fd = -1
-
-    cdef void release(self) noexcept:
-        cdef int i, sub
         for i in range(DISKS_MAX):
             free(self.disks[i])
             self.disks[i] = NULL
@@ -653,6 +650,13 @@ cdef class Dispatch:
                 if self.channels[i][sub] != NULL:
                     channel_free(self.channels[i][sub])
                     self.channels[i][sub] = NULL
+        fds = [&self.guest_bell, &self.home_bell, &self.loop.control_bell, &self.worker_bell, &self.loop.broken_bell,
+               &self.sub_channel_fd, &self.loop.timer]
+        for i in range(7):
+            fd = fds[i]
+            if fd[0] >= 0:
+                close(fd[0])
+                fd[0] = -1
 
     def __enter__(self):
         return self
@@ -661,22 +665,7 @@ cdef class Dispatch:
         self.close()
 
     def __dealloc__(self):
-        # The interpreter may be half gone here: an owner that forgot close() at least stops the thread, which uses
-        # this memory, and waits for the pool, which does too.
-        cdef int i, fd
-        if self.running:
-            with nogil:                      # a thread of the pool may need the interpreter to end (disk/python.pyx)
-                store_release32(&self.loop.stopping, 1)
-                eventfd_ring(self.loop.control_bell)
-                thread_join(self.loop.thread)
-                for i in range(DISKS_MAX):
-                    if self.disks[i] != NULL:
-                        pool_leave(&self.pool.pool, &self.disks[i].media.source)
-        self.release()
-        for fd in (self.guest_bell, self.home_bell, self.loop.control_bell, self.worker_bell, self.loop.broken_bell,
-                   self.sub_channel_fd, self.loop.timer):
-            if fd >= 0:
-                close(fd)
+        self.end()                           # of an owner that forgot close(): the interpreter may be half gone here
 
 
 cdef HostChannel *channel_new(HostController *controller, int sub, uint32_t pages) noexcept nogil:

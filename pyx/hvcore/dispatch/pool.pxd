@@ -15,7 +15,6 @@ cdef enum:
 
 ctypedef struct PoolJob:
     PoolJob *next
-    PoolSource *source
     void (*run)(PoolJob *job) noexcept nogil       # in a thread of the pool
     void (*done)(PoolJob *job) noexcept nogil      # for the owner to call in its own thread, once it has the job back
 

@@ -203,7 +203,6 @@ cdef void pool_source(PoolSource *source, PoolHome *home) noexcept nogil:
 
 cdef void pool_submit(Pool *pool, PoolSource *source, PoolJob *job) noexcept nogil:
     job.next = NULL
-    job.source = source
     monitor_lock(&pool.monitor)
     if source.last == NULL:
         source.first = job
